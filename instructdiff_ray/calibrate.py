@@ -1,0 +1,79 @@
+"""Calibrate: fine-tune the base model lightly, with Ray Train and the transformers Trainer.
+
+Full-parameter SFT with loss on the responses only (paper, §4.1): AdamW, cosine decay, a share of the
+steps as learning-rate warm-up, gradient clipping.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+
+from instructdiff_ray.config import Config
+from instructdiff_ray.ingest import Pool
+from instructdiff_ray.models import Model
+from instructdiff_ray.pool_rows import pool_rows
+from instructdiff_ray.progress import Progress
+from instructdiff_ray.rendering import Rendering
+from instructdiff_ray.storage import Artifact, Folder, Storage, make_key
+from instructdiff_ray.training import TrainTask, fit
+
+VERSION = 1  # of what this stage computes; raise it when the same input gives another model
+
+def model_artifact(
+    config: Config, base: Model, sample_ids: list[str], storage: Storage
+) -> tuple[Artifact, dict[str, Any]]:
+    """Where the model calibrated on these samples is or will be, and what its key is made of."""
+    hyper = asdict(config.calibrate)
+    # Neither changes what is learned: α only chose the samples, checkpointing only saves memory.
+    for name in ("ratio", "gradient_checkpointing", "max_length"):
+        del hyper[name]
+    inputs = {
+        "version": VERSION,
+        "base": base.identity,
+        "rendering": Rendering.of(config, base).inputs(),
+        "samples": make_key(ids=sorted(sample_ids)),
+        "hyper_parameters": hyper,
+        "precision": config.cluster.precision,
+        "seed": config.seed,
+    }
+    return storage.artifact("models", make_key(**inputs)), inputs
+
+
+def calibrated_model(base: Model, folder: Folder, key: str) -> Model:
+    # The key says what the weights are; hashing them again would only cost time.
+    return Model(folder.sub("model").path, None, base.trust_remote_code, key, base.max_length)
+
+
+def calibrate(
+    config: Config,
+    pool: Pool,
+    base: Model,
+    sample_ids: list[str],
+    storage: Storage,
+    progress: Progress,
+) -> Model:
+    """The base model fine-tuned on these samples of the pool, from storage or trained now."""
+    artifact, inputs = model_artifact(config, base, sample_ids, storage)
+    if finished := artifact.finished():
+        return calibrated_model(base, finished.folder, artifact.key)
+    with artifact.attempt() as attempt, progress.stage("calibrate", "steps") as stage:
+        scratch = attempt.folder.sub("scratch")
+        rows = pool_rows(pool, sample_ids, ["sample_id", "parts"])
+        scratch.write_table("train.parquet", pa.concat_tables(rows).sort_by("sample_id"))
+        task = TrainTask(
+            model=base,
+            rendering=Rendering.of(config, base),
+            calibrate=config.calibrate,
+            resources=config.cluster.train,
+            precision=config.cluster.precision,
+            seed=config.seed,
+            samples=scratch,
+            target=attempt.folder.sub("model"),
+        )
+        fit(task, stage)
+        scratch.delete()
+        finished = attempt.finish(inputs, {"samples": len(sample_ids)})
+        return calibrated_model(base, finished.folder, artifact.key)

@@ -1,0 +1,139 @@
+"""Models on disk or on the hub: checked, identified, loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from instructdiff_ray.config import ModelConfig
+from instructdiff_ray.errors import UserError
+from instructdiff_ray.storage import is_uri, local_copy, make_key
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# The files that determine what a model folder computes and how it reads text.
+CONTENT = (".safetensors", ".json", ".jinja", ".model", ".txt", ".py")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that was found and checked.
+
+    path: local folder, URI, or hub name; revision: a hub model's commit.
+    identity: short hash of the weights and everything else that a folder holds, or of a hub
+        model's name and commit.
+    max_length: positions that the model can attend over; None where its config has no limit.
+    """
+
+    path: str
+    revision: str | None
+    trust_remote_code: bool
+    identity: str
+    max_length: int | None
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        tokenizer = AutoTokenizer.from_pretrained(
+            local_copy(self.path),
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+        )
+        if not tokenizer.is_fast:
+            raise UserError(
+                f"model.base={self.path} has no fast tokenizer (tokenizer.json); convert it with"
+                " transformers' `convert_slow_tokenizer`, the character spans of tokens are needed"
+            )
+        return tokenizer
+
+    def load(self, dtype: torch.dtype) -> PreTrainedModel:
+        """The model in evaluation mode, on the CPU, from safetensors only (no pickle is read)."""
+        model = AutoModelForCausalLM.from_pretrained(
+            local_copy(self.path),
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+            use_safetensors=True,
+            dtype=dtype,
+        )
+        return model.eval()
+
+
+def find_model(config: ModelConfig) -> Model:
+    """Find and check the model that the configuration names.
+
+    Raises UserError in one line where it is missing, has no weights or no tokenizer.
+    """
+    path = config.base
+    if not path:
+        raise UserError(
+            "model.base is not set; name a Hugging Face folder or a hub model, such as"
+            " model.base=Qwen/Qwen2.5-7B"
+        )
+    path = os.path.expanduser(path)
+    if is_uri(path) or os.path.isdir(path):
+        folder = path if is_uri(path) else os.path.abspath(path)
+        return _found(folder, None, config.trust_remote_code, _folder_identity(local_copy(folder)))
+    if path.startswith(("/", ".")) or os.path.isfile(path) or path.count("/") != 1:
+        raise UserError(f"model.base={path} is no folder; name a Hugging Face model folder")
+    try:
+        hub = AutoConfig.from_pretrained(
+            path, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model.base={path} is neither a folder here nor a hub model that can be reached"
+            f" ({_first_line(error)})"
+        ) from None
+    # The commit that a branch stands for now: all workers load the same, and the key names it.
+    commit = getattr(hub, "_commit_hash", None) or config.revision or "main"
+    identity = make_key(hub=path, revision=commit)
+    return _found(path, commit, config.trust_remote_code, identity)
+
+
+def _found(path: str, revision: str | None, trust: bool, identity: str) -> Model:
+    try:
+        config = AutoConfig.from_pretrained(
+            local_copy(path), revision=revision, trust_remote_code=trust
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.base={path} can't be loaded: {_first_line(error)}") from None
+    max_length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return Model(path, revision, trust, identity, max_length)
+
+
+def _folder_identity(folder: str) -> str:
+    files = sorted(p for p in Path(folder).iterdir() if p.suffix in CONTENT and p.is_file())
+    names = {path.name for path in files}
+    if "config.json" not in names:
+        raise UserError(f"model.base={folder} has no config.json; name a Hugging Face model folder")
+    if not any(name.endswith(".safetensors") for name in names):
+        raise UserError(
+            f"model.base={folder} has no weights (*.safetensors); other formats are not read, save"
+            " it again with `save_pretrained(safe_serialization=True)`"
+        )
+    if "tokenizer.json" not in names:
+        raise UserError(f"model.base={folder} has no tokenizer.json; save its tokenizer there")
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
+        digests = list(pool.map(_file_digest, files))
+    return make_key(files={p.name: digest for p, digest in zip(files, digests, strict=True)})
+
+
+def _file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]

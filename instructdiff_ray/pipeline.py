@@ -1,0 +1,153 @@
+"""The verbs of the method over one configuration: what `jobs/` puts together."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import pyarrow as pa
+import yaml
+
+from instructdiff_ray.calibrate import calibrate, calibrated_model, model_artifact
+from instructdiff_ray.config import Config
+from instructdiff_ray.console import result_table
+from instructdiff_ray.demo.artifacts import DEMO, demo_model, demo_pool
+from instructdiff_ray.errors import UserError
+from instructdiff_ray.ingest import Pool, ingest, open_pool, pool_artifact
+from instructdiff_ray.models import Model, find_model
+from instructdiff_ray.outputs import Outcome, copy_outputs, start_run_folder, write_outputs
+from instructdiff_ray.progress import Progress
+from instructdiff_ray.ranking import by_domain, fate_counts, rank, selected_ids
+from instructdiff_ray.rendering import Rendering
+from instructdiff_ray.sampling import sample_warmup
+from instructdiff_ray.score import Work, finished_scores, score, scores_keys
+from instructdiff_ray.sources import find_files
+from instructdiff_ray.storage import Folder, Storage, absolute
+
+
+class Run:
+    """One command's run: its configuration, where its artifacts are, and what it has cost so far.
+
+    Building it checks all that can be known before Ray starts: paths, formats, the model.
+    Raises UserError.
+    """
+
+    def __init__(self, config: Config, progress: Progress | None = None) -> None:
+        self.progress = progress or Progress()
+        self.storage = Storage(absolute(config.storage))
+        now = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        self.folder = Folder(absolute(config.run_dir or f"{self.storage.root}/runs/{now}"))
+        if not config.data.paths:
+            raise UserError("data.path is not set; name your instruction data, or data.path=demo")
+        if config.data.paths != [DEMO]:
+            find_files(config.data.paths, config.data.format)
+        base = None if config.model.base == DEMO else find_model(config.model)
+        self.config = self._with_demo(config)
+        self.base = base or find_model(self.config.model)
+        self.work = Work()
+        self.summary: dict[str, Any] = {}
+        rendering = Rendering.of(self.config, self.base)
+        rendering.check()
+        if rendering.max_length < self.config.calibrate.max_length:
+            self.progress.say(
+                f"calibrate.max_length={self.config.calibrate.max_length} is more than the model's"
+                f" {rendering.max_length} positions; {rendering.max_length} is taken"
+            )
+
+    def ingest(self) -> Pool:
+        return ingest(self.config, self.base, self.storage, self.progress)
+
+    def finished_pool(self) -> Pool:
+        """The pool from storage; UserError where it was not ingested yet."""
+        artifact, _ = pool_artifact(self.config, self.base, self.storage)
+        return open_pool(artifact.require("the pool", "run jobs/ingest.py first"), artifact.key)
+
+    def sample_warmup(self, pool: Pool) -> list[str]:
+        ids = pool.index()["sample_id"].to_pylist()
+        return sample_warmup(ids, self.config.calibrate.ratio, self.config.seed)
+
+    def calibrate(self, pool: Pool, sample_ids: list[str]) -> Model:
+        return calibrate(self.config, pool, self.base, sample_ids, self.storage, self.progress)
+
+    def finished_model(self, pool: Pool, sample_ids: list[str]) -> Model:
+        """The model calibrated on these samples; UserError where it was not trained yet."""
+        artifact, _ = model_artifact(self.config, self.base, sample_ids, self.storage)
+        finished = artifact.require("the calibrated model", "run jobs/calibrate.py first")
+        return calibrated_model(self.base, finished.folder, artifact.key)
+
+    def score(self, pool: Pool, calibrated: Model) -> dict[str, pa.Table]:
+        models = {"base": self.base, "calibrated": calibrated}
+        return score(self.config, pool, models, self.storage, self.progress, self.work)
+
+    def finished_scores(self, pool: Pool, calibrated: Model) -> dict[str, pa.Table]:
+        """The scores from storage; UserError where they were not computed yet."""
+        models = {"base": self.base, "calibrated": calibrated}
+        return finished_scores(self.config, pool, models, self.storage)
+
+    def select(self, pool: Pool, scores: Mapping[str, pa.Table]) -> pa.Table:
+        return rank(pool.index(), scores, self.config.select)
+
+    def training_ids(self, pool: Pool, round: int) -> list[str]:
+        """What round `round` calibrates on, from finished artifacts: the warm-up subset, or the
+        selection of the round before."""
+        ids = self.sample_warmup(pool)
+        for _ in range(1, round):
+            calibrated = self.finished_model(pool, ids)
+            ids = selected_ids(self.select(pool, self.finished_scores(pool, calibrated)))
+        return ids
+
+    def write(self, round: int, pool: Pool, calibrated: Model, ranking: pa.Table) -> None:
+        """Write the outputs of one round; the last round's also show at the top of the folder."""
+        rounds = self.config.rounds
+        folder = self.folder.sub(f"round-{round}") if rounds > 1 else self.folder
+        with self.progress.stage("write", "rows") as stage:
+            if round == 1:
+                start_run_folder(self.folder)
+            self.summary = self._summary(round, pool, calibrated, ranking)
+            write_outputs(folder, Outcome(pool, ranking, self.summary, self.config_yaml()))
+            stage.add(self.summary["counts"]["selected"])
+            if round == rounds > 1:
+                copy_outputs(folder, self.folder)
+
+    def show_result(self) -> None:
+        """Print what the last round selected, and where everything is."""
+        self.progress.say(result_table(self.summary, self.folder))
+
+    def config_yaml(self) -> str:
+        return yaml.safe_dump(asdict(self.config), allow_unicode=True, sort_keys=False)
+
+    def _summary(self, round: int, pool: Pool, calibrated: Model, ranking: pa.Table) -> dict:
+        scored_s = self.progress.seconds.get("score", 0.0) if self.work.tokens else 0.0
+        models = {"base": self.base, "calibrated": calibrated}
+        keys = scores_keys(self.config, pool, models, self.storage)
+        return {
+            "round": round,
+            "rounds": self.config.rounds,
+            "counts": {
+                **pool.counts,
+                "warmup": len(self.sample_warmup(pool)),
+                **fate_counts(ranking),
+            },
+            "base_model": self.base.path,
+            "calibrated_model": calibrated.path,
+            "scoring": {
+                "tokens": self.work.tokens,
+                "seconds": scored_s,
+                "tokens_per_second": self.work.tokens / scored_s if scored_s else 0.0,
+                "samples_scored": dict(self.work.samples),
+            },
+            "seconds": dict(self.progress.seconds),
+            "keys": {"pool": pool.key, "calibrated_model": calibrated.identity, **keys},
+            "domains": by_domain(ranking),
+        }
+
+    def _with_demo(self, config: Config) -> Config:
+        """The configuration with the demo's own pool and model in place of the word `demo`."""
+        data, model = config.data, config.model
+        if data.paths == [DEMO]:
+            data = replace(data, path=demo_pool(self.storage, self.progress))
+        if model.base == DEMO:
+            model = replace(model, base=demo_model(self.storage, self.progress))
+        return replace(config, data=data, model=model)

@@ -1,0 +1,240 @@
+"""Supervised fine-tuning with Ray Train workers and the transformers Trainer inside.
+
+The loss is on the responses only. A worker reads the (small) training set whole; the Trainer's own
+sampler, seeded, splits it, so that each optimizer step sees the same samples however many workers
+and accumulation steps share them.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from instructdiff_ray.config import CalibrateConfig, TrainResources
+from instructdiff_ray.models import Model
+from instructdiff_ray.progress import Stage
+from instructdiff_ray.rendering import Rendering
+from instructdiff_ray.samples import Part
+from instructdiff_ray.storage import Folder
+from instructdiff_ray.template import Encoded, training_example
+
+# Adam with fp32 master weights: weight, gradient and two moments of 4 bytes each.
+TRAINING_BYTES_PER_PARAMETER = 16
+# What activations and the allocator need besides.
+USABLE_DEVICE_MEMORY = 0.7
+IGNORED = -100  # label without a loss
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """All that a training worker is told.
+
+    samples: folder that holds `train.parquet` (sample_id, parts), and what Ray Train keeps;
+    target: folder that takes the finished model, a Hugging Face folder.
+    """
+
+    model: Model
+    rendering: Rendering
+    calibrate: CalibrateConfig
+    resources: TrainResources
+    precision: str
+    seed: int
+    samples: Folder
+    target: Folder
+
+
+def fit(task: TrainTask, stage: Stage) -> None:
+    """Train and leave the model in `task.target`. The stage counts optimizer steps."""
+    gpus = task.resources.gpus_per_worker
+    with _mailbox(stage) as mailbox:
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={"task": task, "mailbox": mailbox},
+            scaling_config=ScalingConfig(
+                num_workers=task.resources.workers,
+                use_gpu=bool(gpus),
+                resources_per_worker={"CPU": 1, **({"GPU": gpus} if gpus else {})},
+            ),
+            run_config=RunConfig(name="ray-train", storage_path=task.samples.path),
+        )
+        trainer.fit()
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """One Ray Train worker: a process with its share of every batch."""
+    task: TrainTask = config["task"]
+    world = ray.train.get_context().get_world_size()
+    if not torch.cuda.is_available():
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
+    set_seed(task.seed)
+    examples = Examples(task)
+    model = task.model.load(torch.float32).train()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            model=model,
+            args=_arguments(task, model, examples.longest, world, folder),
+            train_dataset=examples,
+            data_collator=collate,
+            callbacks=[ReportSteps(config["mailbox"])],
+        )
+        trainer.train()
+        # Every worker takes part, for a sharded model is gathered; rank 0 writes.
+        trainer.save_model(folder)
+        if trainer.is_world_process_zero():
+            task.rendering.encoder().tokenizer.save_pretrained(folder)
+            os.remove(os.path.join(folder, "training_args.bin"))  # a pickle that nothing reads
+            task.target.upload(folder)
+
+
+class Examples(Dataset):
+    """The training set, encoded, in the order of its ids; `longest` is in tokens."""
+
+    def __init__(self, task: TrainTask) -> None:
+        table = task.samples.read_table("train.parquet")
+        encoder = task.rendering.encoder()
+        samples = [[Part(**part) for part in parts] for parts in table["parts"].to_pylist()]
+        encoded = encoder.encode(samples)
+        eos, chat = encoder.tokenizer.eos_token_id, task.rendering.template.chat
+        self.items = [training_example(e, eos, chat) for e in encoded if isinstance(e, Encoded)]
+        assert len(self.items) == len(samples), "a pool row was encoded at ingest and is not now"
+        self.longest = max(len(item["input_ids"]) for item in self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, position: int) -> dict[str, list[int]]:
+        return self.items[position]
+
+
+def collate(items: list[dict[str, list[int]]]) -> dict[str, Tensor]:
+    """Right-padded `input_ids`, `attention_mask` and `labels`, each [samples, longest]."""
+    longest = max(len(item["input_ids"]) for item in items)
+
+    def padded(values: list[list[int]], fill: int) -> Tensor:
+        return torch.tensor([row + [fill] * (longest - len(row)) for row in values])
+
+    ids = [item["input_ids"] for item in items]
+    return {
+        "input_ids": padded(ids, 0),
+        "attention_mask": padded([[1] * len(row) for row in ids], 0),
+        "labels": padded([item["labels"] for item in items], IGNORED),
+    }
+
+
+def micro_batch_size(per_worker: int, longest: int, tokens_per_device: int) -> int:
+    """Samples of one forward pass: the largest divisor of a worker's share of the global batch
+    whose padded size is within the token budget, so that accumulation meets the batch exactly."""
+    fitting = max(1, tokens_per_device // longest)
+    return max(n for n in range(1, per_worker + 1) if per_worker % n == 0 and n <= fitting)
+
+
+def _arguments(
+    task: TrainTask, model: PreTrainedModel, longest: int, world: int, folder: str
+) -> TrainingArguments:
+    hyper = task.calibrate
+    per_worker = hyper.global_batch_size // world
+    micro = micro_batch_size(per_worker, longest, task.resources.tokens_per_device)
+    fsdp = _wants_fsdp(task.resources, model, world)
+    return TrainingArguments(
+        output_dir=folder,
+        num_train_epochs=hyper.epochs,
+        learning_rate=hyper.learning_rate,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=per_worker // micro,
+        optim="adamw_torch",
+        weight_decay=hyper.weight_decay,
+        lr_scheduler_type="cosine",
+        warmup_steps=hyper.warmup_steps_ratio,  # below 1 it is a share of all steps
+        max_grad_norm=hyper.max_grad_norm,
+        bf16=task.precision == "bf16",
+        gradient_checkpointing=hyper.gradient_checkpointing and not fsdp,
+        fsdp=fsdp or None,
+        fsdp_config={"activation_checkpointing": hyper.gradient_checkpointing} if fsdp else None,
+        use_cpu=not torch.cuda.is_available(),
+        seed=task.seed,
+        save_strategy="no",
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+
+
+def _wants_fsdp(resources: TrainResources, model: PreTrainedModel, world: int) -> bool:
+    if resources.fsdp is not None:
+        return resources.fsdp
+    if world == 1 or not torch.cuda.is_available():
+        return False
+    memory = torch.cuda.get_device_properties(0).total_memory
+    return model.num_parameters() * TRAINING_BYTES_PER_PARAMETER > USABLE_DEVICE_MEMORY * memory
+
+
+class ReportSteps(TrainerCallback):
+    """Tells the driver how far the training is; from rank 0, without waiting."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self.mailbox = mailbox
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if state.is_world_process_zero and logs and "loss" in logs:
+            self.mailbox.put.remote((state.global_step, state.max_steps, float(logs["loss"])))
+
+
+@ray.remote(num_cpus=0)
+class Mailbox:
+    """Holds the last thing that a worker said."""
+
+    def __init__(self) -> None:
+        self.value: Any = None
+
+    def put(self, value: Any) -> None:
+        self.value = value
+
+    def get(self) -> Any:
+        return self.value
+
+
+@contextmanager
+def _mailbox(stage: Stage) -> Iterator[Any]:
+    """A mailbox that is looked into now and then while the block runs, and once more at its end."""
+    mailbox = Mailbox.remote()  # type: ignore[attr-defined]
+    done = threading.Event()
+
+    def look() -> None:
+        if value := ray.get(mailbox.get.remote()):
+            step, stage.total, loss = value
+            stage.add(step - stage.count, note=f"loss {loss:.3f}")
+
+    def watch() -> None:
+        while not done.wait(0.5):
+            look()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield mailbox
+    finally:
+        done.set()
+        watcher.join()
+        look()
+        ray.kill(mailbox)

@@ -1,0 +1,154 @@
+"""The edge: Hydra's configuration in, the library's out; a user's mistake ends in one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# Python puts this folder first on its path, where select.py would hide Python's own `select`.
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path[0] = ROOT
+
+import difflib
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+
+import hydra
+import ray
+import ray.data
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from instructdiff_ray.config import ClusterConfig, Config
+from instructdiff_ray.errors import UserError
+from instructdiff_ray.pipeline import Run
+from instructdiff_ray.storage import absolute, is_uri, join
+
+STARTED = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+CONF = os.path.join(ROOT, "conf")
+
+
+def launch(stage: Callable[[Run], None]) -> None:
+    """Run one stage, or a sweep over it (`-m`), as the command line says; then exit.
+
+    Exit status 0 only when all of it is complete.
+    """
+    # Errors come to us whole, and we print them; Hydra's own printing takes many lines.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    ConfigStore.instance().store(name="schema", node=Config)
+    failures: list[str] = []
+
+    def task(settings: DictConfig) -> None:
+        try:
+            run_stage(stage, settings)
+        except UserError as error:
+            failures.append(_say(_plain(error)))
+
+    # The demo is what runs when no data is named.
+    named = any(argument.lstrip("+~").startswith("data.path=") for argument in sys.argv[1:])
+    main = hydra.main(
+        version_base="1.3", config_path=CONF, config_name="config" if named else "demo"
+    )
+    try:
+        main(task)()
+    except (HydraException, OmegaConfBaseException) as error:
+        failures.append(_say(_one_line(error)))
+    except KeyboardInterrupt:
+        failures.append(_say("interrupted; the same command goes on where it stopped"))
+    sys.exit(1 if failures else 0)
+
+
+def run_stage(stage: Callable[[Run], None], settings: DictConfig) -> None:
+    config = build_config(settings)
+    run = Run(config)
+    start_ray(config.cluster)
+    stage(run)
+
+
+def build_config(settings: DictConfig) -> Config:
+    """The library's configuration, checked; in a sweep each point has a run folder of its own."""
+    config = OmegaConf.to_object(settings)
+    assert isinstance(config, Config)
+    job = HydraConfig.get()
+    if job.mode == RunMode.MULTIRUN:
+        base = config.run_dir or join(config.storage, "runs", STARTED)
+        config = replace(config, run_dir=join(base, str(job.job.num)))
+    if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        _check_outlives_job(config)
+    return config
+
+
+def _check_outlives_job(config: Config) -> None:
+    for name in ("storage", "run_dir"):
+        path = getattr(config, name)
+        if path is not None and not is_uri(path) and not os.path.isabs(path):
+            raise UserError(
+                f"{name}={path} is relative, and a submitted job runs in a temporary folder; give"
+                f" an absolute path or a URI, such as {name}={absolute('/data')}/{path}"
+            )
+
+
+def _say(line: str) -> str:
+    print(f"error: {line}", file=sys.stderr, flush=True)
+    return line
+
+
+def _plain(error: UserError) -> str:
+    # Raised in a worker, it comes wrapped, with the worker's traceback in its text.
+    return str(getattr(error, "cause", error))
+
+
+def _one_line(error: Exception) -> str:
+    """Hydra's and OmegaConf's messages in one line that names the key and, if near, the right one."""
+    text = str(error)
+    cause = error.__cause__
+    key = re.search(r"full_key: (\S+)", text + "\n" + str(cause or ""))
+    unknown = re.search(r"Could not override '([^']+)'", text)
+    if unknown:
+        name = unknown.group(1)
+        near = difflib.get_close_matches(name, _known_keys(), n=1)
+        return f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else "")
+    first = " ".join(text.split("full_key:")[0].split())
+    return f"{key.group(1)}: {first}" if key and key.group(1) not in first else first
+
+
+def _known_keys() -> list[str]:
+    def walk(node: object, prefix: str) -> list[str]:
+        if not isinstance(node, dict):
+            return [prefix]
+        return [key for name, child in node.items() for key in walk(child, f"{prefix}.{name}")]
+
+    schema = OmegaConf.to_container(OmegaConf.structured(Config))
+    return [key.lstrip(".") for key in walk(schema, "")]
+
+
+def start_ray(cluster: ClusterConfig) -> None:
+    """Join the cluster that is named or that this process runs in; else start one here, once."""
+    if ray.is_initialized():
+        return
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    # Logical CPUs: a scorer, a trainer and Ray's own readers share even a machine of two cores,
+    # where actors that took every CPU would leave none to read and the job would wait for ever.
+    local = {} if address else {"num_cpus": max(4, os.cpu_count() or 1), "include_dashboard": False}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    except ConnectionError as error:
+        raise UserError(f"no Ray cluster answers at {address}: {error}") from None
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # A pipeline that can't go on is an error, not a wait.
+    context.execution_no_progress_timeout_s = 1800
+    # Kept quiet: the run's own lines are what a person reads. Ray's logs have all the rest.
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(
+            handler, logging.FileHandler
+        ):
+            handler.setLevel(logging.ERROR)

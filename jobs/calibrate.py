@@ -1,0 +1,17 @@
+"""The calibrated model of round `rounds`, alone, from a finished pool (and, from the second round on,
+the finished scores of the rounds before)."""
+
+from _launch import launch
+
+from instructdiff_ray.pipeline import Run
+
+
+def main(run: Run) -> None:
+    pool = run.finished_pool()
+    chosen = run.training_ids(pool, run.config.rounds)
+    model = run.calibrate(pool, chosen)
+    run.progress.say(f"calibrated on {len(chosen):,} samples: {model.path}")
+
+
+if __name__ == "__main__":
+    launch(main)
