@@ -19,7 +19,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 THREADS = 2
-BLOCK, BATCH = 256, 16
+BLOCK, BATCH = 256, 8
 LEARNING_RATE, WARM_UP = 3e-3, 0.05
 REPORT_EVERY = 25
 
@@ -86,7 +86,7 @@ def _config(tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
         vocab_size=len(tokenizer),
         hidden_size=128,
         intermediate_size=384,
-        num_hidden_layers=3,
+        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=CONTEXT,

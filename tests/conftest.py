@@ -1,0 +1,52 @@
+"""One Ray for the session, one tiny model, and no network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Before anything imports torch, Ray or transformers: nothing is fetched, nothing phones home.
+os.environ.update(
+    HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", RAY_USAGE_STATS_ENABLED="0"
+)
+
+import pytest
+import ray
+
+from instructdiff_ray.config import ModelConfig
+from instructdiff_ray.demo.model import train_model
+from instructdiff_ray.demo.pool import prose
+from instructdiff_ray.models import Model, find_model
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """Four logical CPUs, so that actors, trainers and readers fit side by side on two cores."""
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    ray.data.DataContext.get_current().execution_no_progress_timeout_s = 120
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small language model, trained a few steps: real in all but its quality."""
+    folder = str(tmp_path_factory.mktemp("model"))
+    train_model(folder, prose(size=400), steps=20)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(model_folder: str) -> Model:
+    return find_model(ModelConfig(base=model_folder))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not (SHARED / "data").is_dir():
+        pytest.skip("the real pools are not on this machine")
+    return SHARED
