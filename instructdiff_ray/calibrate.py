@@ -1,7 +1,7 @@
 """Calibrate: fine-tune the base model lightly, with Ray Train and the transformers Trainer.
 
-Full-parameter SFT with loss on the responses only (paper, §4.1): AdamW, cosine decay, a share of the
-steps as learning-rate warm-up, gradient clipping.
+Full-parameter SFT with loss on the responses only (paper, §4.1): AdamW, cosine decay, a share of
+the steps as learning-rate warm-up, gradient clipping.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Any
 import pyarrow as pa
 
 from instructdiff_ray.config import Config
-from instructdiff_ray.ingest import Pool
 from instructdiff_ray.models import Model
-from instructdiff_ray.pool_rows import pool_rows
+from instructdiff_ray.pool import Pool, pool_rows
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.rendering import Rendering
 from instructdiff_ray.storage import Artifact, Folder, Storage, make_key
 from instructdiff_ray.training import TrainTask, fit
 
 VERSION = 1  # of what this stage computes; raise it when the same input gives another model
+
 
 def model_artifact(
     config: Config, base: Model, sample_ids: list[str], storage: Storage
@@ -43,6 +43,7 @@ def model_artifact(
 
 
 def calibrated_model(base: Model, folder: Folder, key: str) -> Model:
+    """The model in a finished artifact's folder."""
     # The key says what the weights are; hashing them again would only cost time.
     return Model(folder.sub("model").path, None, base.trust_remote_code, key, base.max_length)
 

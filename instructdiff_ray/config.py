@@ -1,4 +1,4 @@
-"""The configuration, typed and checked. Hydra builds it in `jobs/`; the library knows only these."""
+"""The configuration, typed and checked. Hydra fills it in `jobs/`; the library knows only this."""
 
 from __future__ import annotations
 
@@ -47,9 +47,7 @@ class DataConfig:
             self.over_long in ("reject", "truncate"),
             f"data.over_long={self.over_long} is not known; use reject or truncate",
         )
-        _require(
-            self.limit is None or self.limit > 0, f"data.limit={self.limit} must be 1 or more"
-        )
+        _require(self.limit is None or self.limit > 0, f"data.limit={self.limit} must be 1 or more")
         if self.columns is not None:
             names = ("instruction", "input", "response", "messages")
             for name in self.columns:
@@ -57,7 +55,8 @@ class DataConfig:
                     name in names, f"data.columns.{name} is not known; name {', '.join(names)}"
                 )
             _require(
-                ("messages" in self.columns) != {"instruction", "response"}.issubset(self.columns),
+                set(self.columns) == {"messages"}
+                or {"instruction", "response"} <= set(self.columns) <= set(names[:3]),
                 "data.columns must name `instruction` and `response`, or `messages` alone",
             )
 
@@ -104,16 +103,17 @@ class TemplateConfig:
             ("prompt_with_input", {"instruction", "input"}),
         ):
             text = getattr(self, name)
-            marks = {field: f"{{{field}}}" for field in sorted(fields)}
+            # Marks without braces: a doubled `{{instruction}}` is text, not the field.
+            marks = {field: f"\0{field}\0" for field in sorted(fields)}
             try:
                 rendered = text.format(**marks)
-            except (KeyError, IndexError, ValueError) as error:
+            except (LookupError, ValueError, AttributeError, TypeError) as error:
                 raise UserError(
                     f"template.{name} is no valid format string ({error}); double every brace that"
                     " is text"
                 ) from None
-            for mark in marks.values():
-                _require(mark in rendered, f"template.{name} must contain {mark}")
+            for mark_name, mark in marks.items():
+                _require(mark in rendered, f"template.{name} must contain {{{mark_name}}}")
 
 
 @dataclass
@@ -163,7 +163,11 @@ class CalibrateConfig:
 
 @dataclass
 class SelectConfig:
-    """ratio: β, share of the pool that is selected. reject_ratio: γ, share cut at each end of ΔNLL."""
+    """How the pool is filtered and ranked.
+
+    ratio: β, share of the pool that is selected.
+    reject_ratio: γ, share of the pool that is cut at each end of ΔNLL.
+    """
 
     ratio: float = 0.1
     reject_ratio: float = 0.1
@@ -234,7 +238,8 @@ class ScoreResources:
             f" cluster.score.max_actors={self.max_actors}",
         )
         _require(
-            0 <= self.gpus_per_actor < 1 or self.gpus_per_actor == int(self.gpus_per_actor) >= 1,
+            0 <= self.gpus_per_actor < 1
+            or (self.gpus_per_actor >= 1 and float(self.gpus_per_actor).is_integer()),
             f"cluster.score.gpus_per_actor={self.gpus_per_actor} must be a fraction of one GPU"
             " or a whole number",
         )

@@ -16,7 +16,9 @@ def result_table(summary: Mapping[str, Any], folder: Folder) -> str:
     blocks = [_counts(summary["counts"]), _domains(summary["domains"]), _cost(summary)]
     names = ("selected.jsonl", "ranking.parquet", "rejects.jsonl", "report/index.html")
     paths = "\n".join(f"  {join(folder.path, name)}" for name in (*names, "summary.json"))
-    return "\n" + "\n\n".join([*blocks, f"calibrated model\n  {summary['calibrated_model']}", paths])
+    return "\n" + "\n\n".join(
+        [*blocks, f"calibrated model\n  {summary['calibrated_model']}", paths]
+    )
 
 
 def _counts(counts: Mapping[str, Any]) -> str:

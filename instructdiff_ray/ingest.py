@@ -8,14 +8,13 @@ that hold any are written again without them. Read = pool + rejects, always, and
 
 from __future__ import annotations
 
-import hashlib
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
@@ -23,74 +22,18 @@ import ray.data
 from instructdiff_ray.config import Config, DataConfig
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.models import Model
+from instructdiff_ray.pool import POOL, REJECTS, Pool, open_pool, stream
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.rendering import Rendering
 from instructdiff_ray.samples import Part, Reject, domain_of, parse_row, sample_id
+from instructdiff_ray.settle import reject_row, settle_pool
 from instructdiff_ray.sources import SourceFile, find_files, read_rows
-from instructdiff_ray.storage import Artifact, Finished, Folder, Storage, make_key
+from instructdiff_ray.storage import Artifact, Folder, Storage, make_key
 from instructdiff_ray.template import Encoded
 
 VERSION = 1  # of what this stage computes; raise it when the same input gives another pool
 ROWS_PER_PART = 4096
 READ_CHUNK_ROWS = 1024
-REJECT_SOURCE_CHARACTERS = 10_000
-
-PARTS = pa.list_(pa.struct([("kind", pa.string()), ("text", pa.string())]))
-POOL = pa.schema(
-    [
-        ("sample_id", pa.string()),
-        ("domain", pa.string()),
-        ("parts", PARTS),
-        ("tokens", pa.int32()),
-        ("response_tokens", pa.int32()),
-        ("truncated", pa.bool_()),
-        ("source", pa.large_string()),
-        ("file", pa.string()),
-        ("line", pa.int64()),
-    ]
-)
-REJECTS = pa.schema(
-    [
-        ("file", pa.string()),
-        ("line", pa.int64()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-        ("source", pa.large_string()),
-    ]
-)
-# One row a sample, sorted by sample_id: all that the driver needs to sample, align and select.
-INDEX = pa.schema(
-    [
-        ("sample_id", pa.string()),
-        ("domain", pa.dictionary(pa.int32(), pa.string())),
-        ("tokens", pa.int32()),
-        ("response_tokens", pa.int32()),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class Pool:
-    """A finished pool.
-
-    folder: holds `index.parquet` and the part files; parts, rejects: their names, in source order.
-    digest: hash of all (sample_id, domain), whatever their order: the pool's identity downstream,
-        so that moving or reordering files repeats no model's work.
-    counts: read, rejected by reason, pool, truncated.
-    """
-
-    folder: Folder
-    key: str
-    digest: str
-    parts: list[str]
-    rejects: list[str]
-    counts: dict[str, Any]
-
-    def index(self) -> pa.Table:
-        return self.folder.read_table("index.parquet")
-
-    def __len__(self) -> int:
-        return int(self.counts["pool"])
 
 
 def pool_artifact(config: Config, model: Model, storage: Storage) -> tuple[Artifact, dict]:
@@ -111,13 +54,6 @@ def pool_artifact(config: Config, model: Model, storage: Storage) -> tuple[Artif
     return storage.artifact("pool", make_key(**inputs)), inputs
 
 
-def open_pool(finished: Finished, key: str) -> Pool:
-    info = finished.info
-    return Pool(
-        finished.folder, key, info["digest"], info["parts"], info["rejects"], info["counts"]
-    )
-
-
 def ingest(config: Config, model: Model, storage: Storage, progress: Progress) -> Pool:
     """The pool of this configuration, from storage or made now.
 
@@ -132,7 +68,7 @@ def ingest(config: Config, model: Model, storage: Storage, progress: Progress) -
         for receipt in _parse_files(files, config, model, attempt.folder):
             receipts.append(receipt.drop_columns("bytes"))
             stage.add(receipt.num_rows, work=pc.sum(receipt["bytes"]).as_py())
-        info = _finish_pool(pa.concat_tables(receipts), config.data, attempt.folder)
+        info = settle_pool(pa.concat_tables(receipts), config.data.keep_duplicates, attempt.folder)
         if not info["counts"]["pool"]:
             raise UserError(_empty_pool(config.data.paths, info["counts"]["rejected"]))
         return open_pool(attempt.finish(inputs, info), artifact.key)
@@ -148,28 +84,27 @@ def _bytes(files: list[SourceFile]) -> int | None:
 def _parse_files(
     files: list[SourceFile], config: Config, model: Model, folder: Folder
 ) -> Iterator[pa.Table]:
-    """Run the Ray Data pipeline; yields receipts: a narrow row for each row read, in source order."""
+    """Run the Ray Data pipeline; yields receipts: a narrow row for each row, in source order."""
     parse = ParseRows(config.data, config.domain, Rendering.of(config, model), folder)
     # A limit is a quick look: one reader takes the first rows of all files in their order.
     shards = [files] if config.data.limit else [[file] for file in files]
     items = [{"shard": [asdict(file) for file in shard]} for shard in shards]
     dataset = (
         ray.data.from_items(items, override_num_blocks=len(items))
-        .map_batches(read_shard, batch_size=1, fn_kwargs={"limit": config.data.limit})
+        .map_batches(partial(read_shard, limit=config.data.limit), batch_size=1)
         # Blocks of this size are parsed wherever there is a CPU, not where the file was read:
         # only a strict repartition keeps Ray from fusing the two stages into one task.
         .repartition(target_num_rows_per_block=ROWS_PER_PART, strict=True)
         .map_batches(parse, batch_size=None, batch_format="pyarrow")
     )
     dataset.context.execution_options.preserve_order = True
-    return dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    return stream(dataset)
 
 
 def read_shard(batch: dict[str, Any], limit: int | None) -> Iterator[pa.Table]:
     """Rows of the files of one shard, as they come, in tables of a bounded number of rows."""
     files = [SourceFile(**file) for file in batch["shard"][0]]
-    rows = ((file.path, *row) for file in files for row in read_rows(file))
-    rows = islice(rows, limit)
+    rows = islice(((file.path, *row) for file in files for row in read_rows(file)), limit)
     schema = pa.schema(
         [
             ("file", pa.string()),
@@ -181,7 +116,10 @@ def read_shard(batch: dict[str, Any], limit: int | None) -> Iterator[pa.Table]:
     )
     while chunk := list(islice(rows, READ_CHUNK_ROWS)):
         yield pa.table(
-            [pa.array(column, field.type) for column, field in zip(zip(*chunk), schema)],
+            [
+                pa.array(column, field.type)
+                for column, field in zip(zip(*chunk, strict=True), schema, strict=True)
+            ],
             schema=schema,
         )
 
@@ -207,10 +145,10 @@ class ParseRows:
         pool, rejects, receipt = [], [], []
         for row, result in zip(rows, parsed, strict=True):
             tokens = result if isinstance(result, Reject) else next(encoded)
-            if isinstance(tokens, Reject) or isinstance(result, Reject):
-                rejects.append(_reject(row, tokens))
+            if isinstance(tokens, Reject):
+                rejects.append(reject_row(row, tokens))
                 receipt.append({"reason": tokens.reason})
-            else:
+            elif not isinstance(result, Reject):
                 pool.append(_sample(row, *result, tokens))
                 receipt.append({name: pool[-1][name] for name in RECEIPT_COLUMNS})
         return self._write(raw, pool, rejects, receipt)
@@ -260,103 +198,6 @@ def _sample(
         "file": row["file"],
         "line": row["line"],
     }
-
-
-def _reject(row: dict[str, Any], reject: Reject) -> dict[str, Any]:
-    return {
-        "file": row["file"],
-        "line": row["line"],
-        "reason": reject.reason,
-        "detail": reject.detail,
-        # Enough to see what it was; file and line lead to the whole.
-        "source": row["text"][:REJECT_SOURCE_CHARACTERS],
-    }
-
-
-def _finish_pool(receipts: pa.Table, data: DataConfig, folder: Folder) -> dict[str, Any]:
-    """Settle duplicates, write the index, and give what the manifest notes."""
-    rows = receipts.to_pandas()
-    valid = rows["reason"].isna()
-    # Receipts stand in source order, so of equal samples the first one read stays.
-    repeats = rows[valid].groupby("sample_id").cumcount().reindex(rows.index, fill_value=0)
-    repeated = repeats > 0
-    if data.keep_duplicates:
-        rows.loc[repeated, "sample_id"] += "-" + repeats[repeated].astype(str)
-    else:
-        rows.loc[repeated, "reason"] = "duplicate"
-    changed = rows[valid & rows["block"].isin(rows.loc[repeated, "block"].unique())]
-    fates = {
-        block: group["sample_id"].where(group["reason"].isna(), None).tolist()
-        for block, group in changed.groupby("block")
-    }
-    _rewrite_parts(fates, folder)
-    pool = rows[rows["reason"].isna()]
-    digest = _write_index(pool, folder)
-    rejected = rows["reason"].dropna()
-    return {
-        "digest": digest,
-        "parts": [_part(block, fates) for block in pool["block"].unique()],
-        "rejects": [_rejects(block, fates) for block in rows["block"][rejected.index].unique()],
-        "counts": {
-            "read": len(rows),
-            "rejected": {str(k): int(v) for k, v in rejected.value_counts().sort_index().items()},
-            "pool": len(pool),
-            "truncated": int(pool["truncated"].sum()),
-        },
-    }
-
-
-def _part(block: str, rewritten: Mapping[str, Any]) -> str:
-    return f"part-{block}{'-settled' if block in rewritten else ''}.parquet"
-
-
-def _rejects(block: str, rewritten: Mapping[str, Any]) -> str:
-    return f"rejects-{block}{'-settled' if block in rewritten else ''}.parquet"
-
-
-def _rewrite_parts(fates: Mapping[str, list[str | None]], folder: Folder) -> None:
-    """Give the rows of each block their settled ids; a row with None becomes a reject."""
-    if not fates:
-        return
-    items = [{"block": block, "ids": ids} for block, ids in fates.items()]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items))
-    for _ in dataset.map(rewrite_part, fn_kwargs={"folder": folder}).iter_batches(batch_size=None):
-        pass
-
-
-def rewrite_part(item: dict[str, Any], folder: Folder) -> dict[str, Any]:
-    """Write a block again under new names, so that a task that Ray repeats does no harm."""
-    block, ids = item["block"], list(item["ids"])
-    old = folder.read_table(_part(block, ()))
-    keep = pa.array([value is not None for value in ids])
-    new = old.set_column(0, POOL.field(0), pa.array(ids, pa.string()))
-    if any(ids):
-        folder.write_table(_part(block, {block}), new.filter(keep))
-    dropped = old.filter(pc.invert(keep)).to_pylist()
-    rejects = [
-        _reject({**row, "text": row["source"]}, Reject("duplicate", f"same as {row['sample_id']}"))
-        for row in dropped
-    ]
-    names = folder.sizes()
-    if _rejects(block, ()) in names:
-        rejects += folder.read_table(_rejects(block, ())).to_pylist()
-    if rejects:
-        rejects.sort(key=lambda row: (row["file"], row["line"]))
-        folder.write_table(_rejects(block, {block}), pa.Table.from_pylist(rejects, REJECTS))
-    return {"block": block}
-
-
-def _write_index(pool: pd.DataFrame, folder: Folder) -> str:
-    """Write `index.parquet`; gives the digest of the pool's ids and domains."""
-    index = pa.Table.from_pandas(
-        pool[INDEX.names].sort_values("sample_id"), INDEX, preserve_index=False
-    )
-    folder.write_table("index.parquet", index)
-    digest = hashlib.sha256()
-    for batch in index.to_batches(max_chunksize=1 << 16):
-        for name in ("sample_id", "domain"):
-            digest.update("\n".join(batch[name].to_pylist()).encode() + b"\n")
-    return digest.hexdigest()[:16]
 
 
 def _empty_pool(paths: Sequence[str], rejected: Mapping[str, int]) -> str:

@@ -55,8 +55,8 @@ class Model:
             )
         return tokenizer
 
-    def load(self, dtype: torch.dtype) -> PreTrainedModel:
-        """The model in evaluation mode, on the CPU, from safetensors only (no pickle is read)."""
+    def load(self, dtype: torch.dtype, device: torch.device | None = None) -> PreTrainedModel:
+        """The model in evaluation mode, from safetensors only (no pickle is read)."""
         model = AutoModelForCausalLM.from_pretrained(
             local_copy(self.path),
             revision=self.revision,
@@ -64,7 +64,9 @@ class Model:
             use_safetensors=True,
             dtype=dtype,
         )
-        return model.eval()
+        # Loaded and then moved: a device map would need accelerate's hooks in every forward pass.
+        model = model.eval()
+        return model if device is None else model.to(device)
 
 
 def find_model(config: ModelConfig) -> Model:

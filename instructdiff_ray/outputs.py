@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: the selection, the ranking, the rejects, the summary, the report.
+"""What a run leaves in its folder: selection, ranking, rejects, summary, configuration, report.
 
 `summary.json` is deleted first and written last: a folder that has one is complete.
 """
@@ -14,8 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
-from instructdiff_ray.ingest import REJECTS, Pool
-from instructdiff_ray.pool_rows import pool_rows
+from instructdiff_ray.pool import REJECTS, Pool, pool_rows
 from instructdiff_ray.ranking import selected_ids
 from instructdiff_ray.report import Example, render_report
 from instructdiff_ray.select import ABOVE, BELOW, NOT_TOP, SELECTED

@@ -15,9 +15,10 @@ from instructdiff_ray.config import Config
 from instructdiff_ray.console import result_table
 from instructdiff_ray.demo.artifacts import DEMO, demo_model, demo_pool
 from instructdiff_ray.errors import UserError
-from instructdiff_ray.ingest import Pool, ingest, open_pool, pool_artifact
+from instructdiff_ray.ingest import ingest, pool_artifact
 from instructdiff_ray.models import Model, find_model
 from instructdiff_ray.outputs import Outcome, copy_outputs, start_run_folder, write_outputs
+from instructdiff_ray.pool import Pool, open_pool
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.ranking import by_domain, fate_counts, rank, selected_ids
 from instructdiff_ray.rendering import Rendering

@@ -14,7 +14,10 @@ from instructdiff_ray.template import Encoder
 
 @dataclass(frozen=True)
 class Rendering:
-    """model: whose tokenizer it is; max_length: tokens of a sample at most; truncate: cut longer."""
+    """A model's tokenizer, a template, and how many tokens of a sample are taken at most.
+
+    truncate: cut a longer sample off instead of rejecting it.
+    """
 
     model: Model
     template: TemplateConfig

@@ -18,7 +18,7 @@ class Part(NamedTuple):
 
 
 class Reject(Exception):
-    """Why a row is no sample. `reason` is one of a few words that are counted; `detail` explains."""
+    """Why a row is no sample. `reason` is one of a few words and is counted; `detail` explains."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)
@@ -90,9 +90,11 @@ def _parts(row: Mapping[str, Any], columns: Mapping[str, str] | None) -> list[Pa
     for name in MULTI_TURN:
         if row.get(name) is not None:
             return _conversation(row[name])
-    for instruction, extra, response in SINGLE_TURN:
-        if instruction in row and response in row:
-            return _single_turn(row, instruction, extra, response)
+    present = [names for names in SINGLE_TURN if names[0] in row and names[2] in row]
+    # A table of several schemas has all their columns in every row, with nulls.
+    filled = [names for names in present if None not in (row[names[0]], row[names[2]])]
+    for names in filled or present:
+        return _single_turn(row, *names)
     known = " | ".join(
         [*MULTI_TURN, *(f"{instruction}+{response}" for instruction, _, response in SINGLE_TURN)]
     )

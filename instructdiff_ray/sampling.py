@@ -19,9 +19,11 @@ def sample_warmup(sample_ids: Iterable[str], ratio: float, seed: int) -> list[st
     ids = list(sample_ids)
     count = floor_share(ratio, len(ids))
     if count == 0:
+        scale = 10 ** (len(str(len(ids))) + 1)  # two digits, rounded up, so that the advice holds
+        enough = math.ceil(scale / max(1, len(ids))) / scale
         raise UserError(
             f"calibrate.ratio={ratio} of {len(ids)} samples leaves no warm-up sample; raise it to"
-            f" {1 / len(ids):.2g} or more"
+            f" {enough:g} or more"
         )
     key = str(seed).encode()[:64]
     drawn = sorted(ids, key=lambda i: (hashlib.blake2b(i.encode(), key=key).digest(), i))

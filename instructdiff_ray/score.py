@@ -2,9 +2,9 @@
 
 Two kinds of things are kept. *Pieces* belong to a scorer (model, rendering, precision) and hold the
 scores of a batch of samples each; they appear whole, while the job runs, and serve whatever pool
-holds these samples: a job that died goes on, a pool that grew scores only what is new. From them the
-*scores* artifact is gathered: one row for each sample of one pool, in the order of its index, complete
-and finite, or not there at all.
+holds these samples: a job that died goes on, a pool that grew scores only what is new. From them
+the *scores* artifact is gathered: one row for each sample of one pool, in the order of its index,
+complete and finite, or not there at all.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ import ray
 from ray.data import ActorPoolStrategy
 
 from instructdiff_ray.config import Config
-from instructdiff_ray.ingest import Pool
 from instructdiff_ray.models import Model
-from instructdiff_ray.pool_rows import id_array, read_pool
+from instructdiff_ray.pool import Pool, id_array, read_pool, stream
 from instructdiff_ray.progress import Progress, Stage
 from instructdiff_ray.rendering import Rendering
 from instructdiff_ray.samples import Part
@@ -157,7 +156,6 @@ def _run(
 ) -> Iterator[pa.Table]:
     """The Ray Data pipeline: read → tokenise → score → write pieces; yields a receipt a piece."""
     resources = config.cluster.score
-    gpu = {"num_gpus": resources.gpus_per_actor} if resources.gpus_per_actor else {}
     tokenize = Tokenize(rendering, None if subset is None else ray.put(subset))
     dataset = (
         read_pool(pool, ["sample_id", "parts"])
@@ -175,13 +173,12 @@ def _run(
             },
             batch_size=ROWS_PER_BATCH,
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(
-                min_size=resources.min_actors, max_size=resources.max_actors
-            ),
+            compute=ActorPoolStrategy(min_size=resources.min_actors, max_size=resources.max_actors),
             num_cpus=1,
+            num_gpus=resources.gpus_per_actor or None,
+            # Without a bound, Ray starts the actor again for ever that a bad batch kills.
             max_restarts=3,
             max_task_retries=3,
-            **gpu,
         )
         .map_batches(
             WritePieces({role: folder for role, (_, folder) in targets.items()}),
@@ -189,7 +186,7 @@ def _run(
             batch_format="pyarrow",
         )
     )
-    return dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    return stream(dataset)
 
 
 class Tokenize:

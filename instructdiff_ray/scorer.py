@@ -36,7 +36,7 @@ class Scorer:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // actors_per_node))
         self.tokens_per_batch = tokens_per_batch
         self.scorers = {
-            role: SampleScorer(model.load(DTYPES[precision]).to(device))
+            role: SampleScorer(model.load(DTYPES[precision], device))
             for role, model in models.items()
         }
 
@@ -51,7 +51,9 @@ class Scorer:
         response = block["response"].to_pylist()
         lengths = [len(tokens) for tokens in ids]
         columns: dict[str, list[float]] = {
-            f"{role}_{score}": [0.0] * len(ids) for role in self.scorers for score in ("nll", "entropy")
+            f"{role}_{score}": [0.0] * len(ids)
+            for role in self.scorers
+            for score in ("nll", "entropy")
         }
         for batch in token_batches(lengths, self.tokens_per_batch):
             batch_ids, batch_response = [ids[i] for i in batch], [response[i] for i in batch]

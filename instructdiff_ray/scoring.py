@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import ModelOutput
 
 # fp32 logits of one slice: small enough to stay near the cores of a CPU, large enough for a GPU.
 SLICE_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
@@ -28,7 +28,7 @@ Head = Callable[[Tensor], Tensor]
 def token_nll_and_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """NLL of the target and entropy at each position, in fp32 whatever the logits' type.
 
-    logits: [positions, vocabulary]; targets: [positions] token ids. Both results: [positions], nats.
+    logits: [positions, vocabulary]; targets: [positions], token ids. Results: [positions], nats.
     H = log Z − Σ_v p_v z_v, with Z the partition function and z the logits.
     """
     logits = logits.float()
@@ -112,10 +112,17 @@ def _mean_by_row(values: Tensor, rows: Tensor, counts: Tensor) -> Tensor:
 
 
 class _Given(nn.Module):
-    """Stands in a model for its body and gives the hidden states that it is given."""
+    """Stands in a model for its body and gives the hidden states that it is given.
 
-    def forward(self, inputs_embeds: Tensor, **_: object) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)
+    kind: what the body's own output is, for a head may look into other fields of it.
+    """
+
+    def __init__(self, kind: type[ModelOutput]) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, *_: object, inputs_embeds: Tensor, **__: object) -> ModelOutput:
+        return self.kind(last_hidden_state=inputs_embeds)
 
 
 def own_head(model: PreTrainedModel) -> Head | None:
@@ -125,21 +132,21 @@ def own_head(model: PreTrainedModel) -> Head | None:
     (Cohere, Granite, Gemma-2) does so here too. It is compared with the model's own logits on a few
     tokens; None where they differ or the model is not built of a body and a head.
     """
+    device = next(model.parameters()).device
+    vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
+    # Any tokens do; a stride spreads them over the vocabulary.
+    tokens = torch.arange(CHECK_TOKENS, device=device)[None] * 7919 % vocabulary
     shell = copy.copy(model)
-    shell._modules = {**model._modules, model.base_model_prefix: _Given()}
 
     def head(hidden: Tensor) -> Tensor:
         return shell(inputs_embeds=hidden[None], use_cache=False).logits[0]
 
-    device = next(model.parameters()).device
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    # Any tokens do; a stride spreads them over the vocabulary.
-    tokens = torch.arange(CHECK_TOKENS, device=device)[None] * 7919 % vocabulary
     with torch.inference_mode():
         expected = model(input_ids=tokens, use_cache=False).logits[0].float()
         try:
-            hidden = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[0]
-            found = head(hidden).float()
+            body = model.base_model(input_ids=tokens, use_cache=False)
+            shell._modules = {**model._modules, model.base_model_prefix: _Given(type(body))}
+            found = head(body.last_hidden_state[0]).float()
         except (AttributeError, TypeError):  # no body under that name, or one with other arguments
             return None
     tolerance = 1e-5 if model.dtype == torch.float32 else 2e-2

@@ -1,7 +1,7 @@
 """Select: Algorithm 1's filter and ranking, exact and deterministic. A pure function of columns.
 
-Within each domain of N samples: order by (ΔNLL, sample_id), reject the first and the last ⌊γN⌋; order
-what is left, the learnable band, by (ΔH, sample_id) and keep the first max(1, ⌊βN⌋).
+Within each domain of N samples: order by (ΔNLL, sample_id), reject the first and the last ⌊γN⌋;
+order what is left, the learnable band, by (ΔH, sample_id) and keep the first max(1, ⌊βN⌋).
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,7 +32,7 @@ FORMATS = {
     ".csv": "csv",
     ".tsv": "csv",
 }
-COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
+COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
 # A longer row is no instruction pair but a broken file; this bounds the memory of a reader.
 MAX_ROW_BYTES = 32 * 1024 * 1024
 
@@ -47,7 +48,7 @@ class SourceFile:
 
     @property
     def compressed(self) -> bool:
-        return self.path.lower().endswith(COMPRESSED)
+        return self.path.lower().endswith(tuple(COMPRESSED))
 
 
 class RawRow(NamedTuple):
@@ -64,6 +65,8 @@ def find_files(paths: list[str], format: str | None = None) -> list[SourceFile]:
 
     Raises UserError for a path that names nothing, or a named file of unknown format.
     """
+    if not paths:
+        raise UserError("data.path is not set; name a file, a folder or a glob")
     found: dict[str, SourceFile] = {}
     for path in paths:
         for file in _expand(path, format):
@@ -112,7 +115,7 @@ def _expand(path: str, format: str | None) -> list[SourceFile]:
 def _list_folder(
     fs: pafs.FileSystem, path: str, inner: str, format: str | None
 ) -> list[SourceFile]:
-    """The data files below a folder; others (a README, `_SUCCESS`, hidden files) are passed over."""
+    """The data files below a folder; others (a README, `_SUCCESS`, hidden ones) are passed over."""
     files = []
     infos = fs.get_file_info(pafs.FileSelector(inner, recursive=True))
     for info in sorted(infos, key=lambda info: info.path):
@@ -120,7 +123,9 @@ def _list_folder(
         hidden = any(piece.startswith((".", "_")) for piece in relative.split("/"))
         known = format or FORMATS.get(_extension(relative))
         if info.is_file and not hidden and known:
-            files.append(_source_file(f"{path}/{relative}", info, known))
+            # In a URI, a space or a `#` of a name is escaped.
+            name = quote(relative) if is_uri(path) else relative
+            files.append(_source_file(f"{path}/{name}", info, known))
     return files
 
 
@@ -147,7 +152,9 @@ def _format_of(path: str) -> str:
 
 def _open(file: SourceFile) -> io.BufferedReader:
     fs, path = open_filesystem(file.path)
-    return io.BufferedReader(fs.open_input_stream(path, compression="detect"), 1 << 20)
+    ending = os.path.splitext(path)[1].lower()
+    compression = COMPRESSED.get(ending)
+    return io.BufferedReader(fs.open_input_stream(path, compression=compression), 1 << 20)
 
 
 def _read_lines(file: SourceFile) -> Iterator[RawRow]:
@@ -159,9 +166,10 @@ def _lines(stream: io.BufferedReader) -> Iterator[RawRow]:
     number = 0
     while raw := stream.readline(MAX_ROW_BYTES):
         number += 1
+        cut = len(raw) == MAX_ROW_BYTES and not raw.endswith(b"\n")
         if number == 1:
             raw = raw.removeprefix(b"\xef\xbb\xbf")
-        if len(raw) == MAX_ROW_BYTES and not raw.endswith(b"\n"):
+        if cut:
             while (rest := stream.readline(MAX_ROW_BYTES)) and not rest.endswith(b"\n"):
                 pass
             detail = f"the line is longer than {MAX_ROW_BYTES} bytes"
@@ -189,32 +197,34 @@ def _read_json(file: SourceFile) -> Iterator[RawRow]:
 
 def _array_items(raw: bytes) -> Iterator[RawRow]:
     """Items of a JSON array. Holds the file in memory, as the format asks."""
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        yield RawRow(line, "", "invalid_utf8", f"none of this array can be read: {error}")
-        return
+    # Bytes that are no UTF-8 become lone surrogates, which the row's parser rejects by name.
+    text = raw.decode(errors="surrogateescape")
     decoder = json.JSONDecoder()
-    position, line = _skip_space(text, text.index("[") + 1), 1 + text.count("\n", 0, text.index("["))
-    counted = text.index("[")
+    line, counted = 1, 0
+    position = _skip_space(text, text.index("[") + 1)
     while position < len(text) and text[position] != "]":
         line, counted = line + text.count("\n", counted, position), position
         try:
             item, end = decoder.raw_decode(text, position)
+            row = _dump(item)
         except (ValueError, RecursionError) as error:
-            rest = text[position : position + 1000]
+            rest = _clean(text[position : position + 1000])
             yield RawRow(line, rest, "invalid_json", f"nothing after this item: {error}")
             return
-        yield RawRow(line, _dump(item))
+        yield RawRow(line, row)
         position = _skip_space(text, end)
         if position < len(text) and text[position] == ",":
             position = _skip_space(text, position + 1)
         elif position < len(text) and text[position] != "]":
             yield RawRow(line, "", "invalid_json", "nothing after this item: expected ',' or ']'")
             return
+    line += text.count("\n", counted, position)
     if position >= len(text):
-        yield RawRow(line + text.count("\n", counted), "", "invalid_json", "the array is cut off")
+        yield RawRow(line, "", "invalid_json", "the array is cut off")
+    elif (rest_at := _skip_space(text, position + 1)) < len(text):
+        line += text.count("\n", position, rest_at)
+        rest = _clean(text[rest_at : rest_at + 1000])
+        yield RawRow(line, rest, "invalid_json", "nothing after the end of the array is read")
 
 
 def _skip_space(text: str, position: int) -> int:
@@ -240,12 +250,16 @@ def _read_csv(file: SourceFile) -> Iterator[RawRow]:
                 return
             except csv.Error as error:
                 yield RawRow(line, "", "invalid_csv", f"lines {line} to {reader.line_num}: {error}")
+                if header is None:  # without it no row has a meaning
+                    return
+                continue
+            if not fields:
                 continue
             if header is None:
                 header = fields
             elif len(fields) == len(header):
                 yield RawRow(line, _dump(dict(zip(header, fields, strict=True))))
-            elif fields:
+            else:
                 detail = f"{len(fields)} fields under a header of {len(header)}"
                 yield RawRow(line, _dump(fields), "invalid_csv", detail)
 
@@ -255,14 +269,36 @@ def _read_parquet(file: SourceFile) -> Iterator[RawRow]:
     with fs.open_input_file(path) as stream:
         number = 0
         for batch in pq.ParquetFile(stream).iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
+            for row in _batch_rows(batch, number + 1):
                 number += 1
-                yield RawRow(number, _dump(row))
+                yield row
+
+
+def _batch_rows(batch: pa.RecordBatch, first: int) -> list[RawRow]:
+    """Rows of a batch; one that holds what Python can't (text that is no UTF-8, a date in the year
+    300000) is a reject."""
+    try:
+        return [RawRow(line, _dump(row)) for line, row in enumerate(batch.to_pylist(), first)]
+    except (ValueError, OverflowError) as error:
+        if batch.num_rows == 1:
+            return [RawRow(first, "", "invalid_value", _line(error))]
+    singles = (batch.slice(number, 1) for number in range(batch.num_rows))
+    return [row for line, single in enumerate(singles, first) for row in _batch_rows(single, line)]
 
 
 def _dump(row: Any) -> str:
-    # `str` for what JSON has no type for: dates, decimals, bytes.
-    return json.dumps(row, ensure_ascii=False, default=str)
+    text = json.dumps(row, ensure_ascii=False, default=_text)
+    # A lone surrogate can't travel as UTF-8; escaped, it reaches the row's parser.
+    return text if text.isascii() or _clean(text) == text else json.dumps(row, default=_text)
+
+
+def _text(value: Any) -> str:
+    """What JSON has no type for: text stored as bytes, dates, decimals."""
+    return value.decode(errors="surrogateescape") if isinstance(value, bytes) else str(value)
+
+
+def _clean(text: str) -> str:
+    return text.encode(errors="replace").decode()
 
 
 def _line(error: BaseException) -> str:

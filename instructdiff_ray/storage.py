@@ -37,6 +37,7 @@ def make_key(**inputs: Any) -> str:
 
 
 def is_uri(path: str) -> bool:
+    """Whether the path names a file system by a scheme."""
     return "://" in path
 
 
@@ -57,6 +58,7 @@ def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
 
 
 def join(*parts: str) -> str:
+    """Path pieces put together with single slashes."""
     return "/".join(part.rstrip("/") for part in parts)
 
 
@@ -85,7 +87,7 @@ class Folder:
             os.replace(part, path)
         else:
             # An object store shows an object once its upload is closed.
-            with fs.open_output_stream(path) as stream:
+            with fs.open_output_stream(path, compression=None) as stream:
                 stream.write(data)
 
     def write_json(self, name: str, value: Any) -> None:
@@ -169,11 +171,11 @@ class Artifact:
         try:
             manifest = json.loads(raw)
             folder = self.home.sub(manifest["attempt"])
-            files, info = manifest["files"], manifest["info"]
-        except (ValueError, KeyError, TypeError):
+            files, info = manifest["files"].items(), manifest["info"]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
         present = folder.sizes()
-        if any(present.get(name) != size for name, size in files.items()):
+        if any(present.get(name) != size for name, size in files):
             return None
         return Finished(folder, info)
 
@@ -202,6 +204,8 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Attempt:
+    """One try at making an artifact; `folder` is its own."""
+
     artifact: Artifact
     folder: Folder
 
@@ -243,14 +247,20 @@ def local_copy(path: str) -> str:
         return path
     fs, remote = open_filesystem(path)
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "instructdiff_ray"
-    files = fs.get_file_info(pafs.FileSelector(remote, recursive=True))
+    files = fs.get_file_info(pafs.FileSelector(remote, allow_not_found=True, recursive=True))
+    if not files:
+        raise UserError(f"{path} does not exist or is no folder")
     identity = sorted((f.path, f.size, f.mtime_ns) for f in files if f.is_file)
     target = cache / make_key(path=path, files=identity)
     if target.exists():
         return str(target)
     part = cache / f"{target.name}.{uuid.uuid4().hex}.part"
     part.mkdir(parents=True)
-    pafs.copy_files(remote, str(part), source_filesystem=fs)
+    try:
+        pafs.copy_files(remote, str(part), source_filesystem=fs)
+    except BaseException:
+        shutil.rmtree(part)
+        raise
     try:
         part.rename(target)
     except OSError:  # another process was first

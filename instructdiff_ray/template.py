@@ -1,4 +1,4 @@
-"""From a sample's parts to tokens, and which of them are the response. Training and scoring share it.
+"""From a sample's parts to tokens, and which are the response. Training and scoring share it.
 
 The whole text is tokenised once, never prompt and response apart, because a tokenizer may merge
 across their border. A token belongs to a response when its character span ends after the last
@@ -118,7 +118,9 @@ class Encoder:
         return Encoded(input_ids[:kept], response, closing, length > kept)
 
 
-def training_example(encoded: Encoded, eos_token_id: int | None, chat: bool) -> dict[str, list[int]]:
+def training_example(
+    encoded: Encoded, eos_token_id: int | None, chat: bool
+) -> dict[str, list[int]]:
     """`input_ids` and `labels` (−100 where no loss is): the responses and the end of each.
 
     Under a chat template the end is the template's own mark; else EOS ends the text, unless it was
@@ -129,9 +131,7 @@ def training_example(encoded: Encoded, eos_token_id: int | None, chat: bool) -> 
         for scored, closes in zip(encoded.response, encoded.closing, strict=True)
     ]
     input_ids = list(encoded.input_ids)
-    labels = [
-        token if learn else -100 for token, learn in zip(input_ids, learned, strict=True)
-    ]
+    labels = [token if learn else -100 for token, learn in zip(input_ids, learned, strict=True)]
     if not chat and not encoded.truncated and eos_token_id is not None:
         input_ids.append(eos_token_id)
         labels.append(eos_token_id)
@@ -140,7 +140,8 @@ def training_example(encoded: Encoded, eos_token_id: int | None, chat: bool) -> 
 
 def _render_prompt(parts: Sequence[Part], template: TemplateConfig) -> Rendered:
     """The template's prompt and the response; the turns of a conversation follow one another."""
-    text, responses, asked = "", [], {}
+    text, responses = "", []
+    asked: dict[str, str] = {}
     for kind, content in parts:
         if kind == "system":
             text += content + "\n\n"
@@ -165,9 +166,7 @@ def _render_chat(parts: Sequence[Part], tokenizer: PreTrainedTokenizerBase) -> R
     messages = _messages(parts)
     answers = [m["content"] for m in messages if m["role"] == "assistant"]
     marks = iter(f"\ue000{number}\ue001" for number in range(len(answers)))
-    marked = [
-        {**m, "content": next(marks)} if m["role"] == "assistant" else m for m in messages
-    ]
+    marked = [{**m, "content": next(marks)} if m["role"] == "assistant" else m for m in messages]
     try:
         text = str(tokenizer.apply_chat_template(messages, tokenize=False))
         scaffold = str(tokenizer.apply_chat_template(marked, tokenize=False))

@@ -168,7 +168,7 @@ def _arguments(
         max_grad_norm=hyper.max_grad_norm,
         bf16=task.precision == "bf16",
         gradient_checkpointing=hyper.gradient_checkpointing and not fsdp,
-        fsdp=fsdp or None,
+        fsdp=fsdp or None,  # type: ignore[arg-type]  # annotated as it was before FSDP2
         fsdp_config={"activation_checkpointing": hyper.gradient_checkpointing} if fsdp else None,
         use_cpu=not torch.cuda.is_available(),
         seed=task.seed,
@@ -208,9 +208,11 @@ class Mailbox:
         self.value: Any = None
 
     def put(self, value: Any) -> None:
+        """Replace what is held."""
         self.value = value
 
     def get(self) -> Any:
+        """What was put last; None at first."""
         return self.value
 
 

@@ -12,6 +12,7 @@ sys.path[0] = ROOT
 import difflib
 import logging
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
@@ -25,6 +26,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from ray.util.annotations import RayDeprecationWarning
 
 from instructdiff_ray.config import ClusterConfig, Config
 from instructdiff_ray.errors import UserError
@@ -106,7 +108,7 @@ def _plain(error: UserError) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    """Hydra's and OmegaConf's messages in one line that names the key and, if near, the right one."""
+    """A message of Hydra or OmegaConf in one line that names the key, and the right one if near."""
     text = str(error)
     cause = error.__cause__
     key = re.search(r"full_key: (\S+)", text + "\n" + str(cause or ""))
@@ -136,9 +138,18 @@ def start_ray(cluster: ClusterConfig) -> None:
     address = cluster.address or os.environ.get("RAY_ADDRESS")
     # Logical CPUs: a scorer, a trainer and Ray's own readers share even a machine of two cores,
     # where actors that took every CPU would leave none to read and the job would wait for ever.
-    local = {} if address else {"num_cpus": max(4, os.cpu_count() or 1), "include_dashboard": False}
+    local = None if address else max(4, os.cpu_count() or 1)
+    # Ray's C++ side writes to the terminal what its log files have too.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    warnings.simplefilter("ignore", RayDeprecationWarning)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+        ray.init(
+            address=address,
+            num_cpus=local,
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
     except ConnectionError as error:
         raise UserError(f"no Ray cluster answers at {address}: {error}") from None
     context = ray.data.DataContext.get_current()

@@ -1,5 +1,7 @@
-"""The calibrated model of round `rounds`, alone, from a finished pool (and, from the second round on,
-the finished scores of the rounds before)."""
+"""The calibrated model of round `rounds`, alone, from a finished pool.
+
+From the second round on it needs the finished scores of the rounds before.
+"""
 
 from _launch import launch
 

@@ -8,17 +8,23 @@ from pathlib import Path
 
 # Before anything imports torch, Ray or transformers: nothing is fetched, nothing phones home.
 os.environ.update(
-    HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", RAY_USAGE_STATS_ENABLED="0"
+    HF_HUB_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+    RAY_USAGE_STATS_ENABLED="0",
+    RAY_BACKEND_LOG_LEVEL="fatal",
 )
 
 import pytest
 import ray
+import torch
 
 from instructdiff_ray.config import ModelConfig
 from instructdiff_ray.demo.model import train_model
 from instructdiff_ray.demo.pool import prose
 from instructdiff_ray.models import Model, find_model
 
+# The models are tiny; more threads than one only wait for each other.
+torch.set_num_threads(1)
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

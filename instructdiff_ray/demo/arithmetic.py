@@ -7,10 +7,9 @@ so that a reader, and the tests, can work it out again.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from random import Random
 
-from instructdiff_ray.demo.words import NAMES, Pair, listed, numbered, split
+from instructdiff_ray.demo.words import NAMES, Kind, Pair, listed, numbered, split
 
 # thing in the plural, lowest and highest price
 GOODS = (
@@ -270,7 +269,7 @@ def _quick(rng: Random) -> Pair:
     return f"{asked} {a} {sign} {b}", "", f"{a} {sign} {b} = {value}"
 
 
-KINDS: tuple[Callable[[Random], Pair], ...] = (
+KINDS: tuple[Kind, ...] = (
     _shopping,
     _travel,
     _discount,

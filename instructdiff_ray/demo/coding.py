@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from instructdiff_ray.demo import commands
-from instructdiff_ray.demo.words import NAMES, WORDS, Pair, listed, split
+from instructdiff_ray.demo.words import NAMES, WORDS, Kind, Pair, listed, split
 
 # what is kept: words, expression, the same as a function; {k} is a number
 FILTERS: tuple[tuple[str, str, Callable[[int, int], bool]], ...] = (
@@ -76,7 +76,7 @@ TEXT_TASKS: tuple[tuple[str, str, str, Callable[[str], Any]], ...] = (
         "returns the initials of the words in a string",
         "initials",
         '"".join(word[0] for word in text.split())',
-        lambda t: "".join(b for a, b in zip(" " + t, t) if a == " "),
+        lambda t: "".join(b for a, b in zip(" " + t, t, strict=False) if a == " "),
     ),
     (
         "sorts the words of a string",
@@ -281,7 +281,7 @@ def _dataclass(rng: Random) -> Pair:
     return request, "", commands.fenced("python", code)
 
 
-KINDS: tuple[Callable[[Random], Pair], ...] = (
+KINDS: tuple[Kind, ...] = (
     _number_function,
     _text_function,
     _classic,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from random import Random
 
-from instructdiff_ray.demo.words import TOWNS, WORDS, Pair, numbered, split
+from instructdiff_ray.demo.words import TOWNS, WORDS, Kind, Pair, numbered, split
 
 # table, text columns, number columns
 TABLES = (
@@ -110,9 +109,11 @@ def _script(rng: Random) -> Pair:
     tasks, gaps = rng.sample(SHELL[:11], rng.randint(2, 3)), _slots(rng)
     wanted = [request.format(**gaps) for request, _ in tasks]
     commands = [command.format(**gaps) for _, command in tasks]
-    lines = "\n".join(f"# {want}\n{command}" for want, command in zip(wanted, commands))
+    lines = "\n".join(
+        f"# {want}\n{command}" for want, command in zip(wanted, commands, strict=True)
+    )
     response = fenced("sh", f"#!/bin/sh\nset -e\n{lines}")
     return "Write a shell script that does the following.", numbered(wanted), response
 
 
-KINDS: tuple[Callable[[Random], Pair], ...] = (_select, _aggregate, _change_rows, _shell, _script)
+KINDS: tuple[Kind, ...] = (_select, _aggregate, _change_rows, _shell, _script)

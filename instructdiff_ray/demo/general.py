@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from random import Random
 
 from instructdiff_ray.demo.words import (
@@ -12,6 +11,7 @@ from instructdiff_ray.demo.words import (
     TOWNS,
     WEEKDAYS,
     WORDS,
+    Kind,
     Pair,
     article,
     bullets,
@@ -87,7 +87,8 @@ CLOSINGS = (
 )
 OCCASIONS = ("the meeting", "the dinner", "the workshop", "the rehearsal", "the tour", "the lesson")
 REASONS = split(
-    "a broken pipe, a family visit, a missed train, a medical check, a move, heavy snow, a fair", ","
+    "a broken pipe, a family visit, a missed train, a medical check, a move, heavy snow, a fair",
+    ",",
 )
 TOPICS = table("""
 rain: Water rises as vapour. High up it cools and forms drops. Heavy drops fall as rain.
@@ -230,7 +231,9 @@ def _ideas(rng: Random) -> Pair:
 
 def _comparison(rng: Random) -> Pair:
     (one, a), (two, b) = rng.sample(THINGS, 2)
-    told = [more if x > y else less for (more, less), x, y in zip(TRAITS, a, b) if x != y]
+    told = [
+        more if x > y else less for (more, less), x, y in zip(TRAITS, a, b, strict=True) if x != y
+    ]
     use, better = rng.choice(USES), one if a[3] - a[0] > b[3] - b[0] else two
     response = f"Compared with {two}, {one} {listed(told)}. For {use} I would choose {better}."
     return f"Compare {one} with {two} for {use}.", "", response
@@ -276,7 +279,7 @@ def _recipe(rng: Random) -> Pair:
     return request, "", f"Take about {people * 150} grams of {produce}.\n{numbered(lines)}"
 
 
-KINDS: tuple[Callable[[Random], Pair], ...] = (
+KINDS: tuple[Kind, ...] = (
     _polite,
     _grammar,
     _report,

@@ -5,7 +5,6 @@ The advice is common knowledge in general words, made up for a demo, and no medi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from random import Random
 
 from instructdiff_ray.demo.words import (
@@ -13,6 +12,7 @@ from instructdiff_ray.demo.words import (
     MONTHS,
     NAMES,
     WEEKDAYS,
+    Kind,
     Pair,
     bullets,
     capital,
@@ -275,7 +275,7 @@ def _plain_words(rng: Random) -> Pair:
     return "Rewrite this note in plain words for the patient.", note, response
 
 
-KINDS: tuple[Callable[[Random], Pair], ...] = (
+KINDS: tuple[Kind, ...] = (
     _advice,
     _advice,
     _definition,

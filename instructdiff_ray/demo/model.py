@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 VOCABULARY = 2048
 CONTEXT = 1024
@@ -21,7 +24,7 @@ CHAT_TEMPLATE = (
 THREADS = 2
 BLOCK, BATCH = 256, 8
 LEARNING_RATE, WARM_UP = 3e-3, 0.05
-REPORT_EVERY = 25
+REPORT_EVERY = 10
 
 
 def train_model(
@@ -56,32 +59,33 @@ def train_model(
     tokenizer.save_pretrained(folder)
 
 
-def _tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+def _tokenizer(texts: list[str]) -> Qwen2Tokenizer:
     """A byte-level BPE tokenizer: every text has a spelling, no token is unknown."""
-    tokenizer = Tokenizer(models.BPE())
-    # Single digits, so that a small model can see how numbers are built.
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
+    # `AutoTokenizer` reads a qwen2 folder by this class, which brings its own splitting of a text
+    # (digits stand alone) and takes only the vocabulary from the folder. So it is used here too.
+    special = {"unk_token": END, "eos_token": END, "pad_token": PAD}
+    trained = Qwen2Tokenizer(**special).backend_tokenizer
+    trainer = BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=[END, PAD, START],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=END,
-        pad_token=PAD,
-        additional_special_tokens=[START],
+    trained.train_from_iterator(texts, trainer)
+    learned = json.loads(trained.to_str())["model"]
+    # Annotated as a list of strings, but what it is handed on to takes pairs only.
+    merges: Any = [tuple(merge) for merge in learned["merges"]]
+    return Qwen2Tokenizer(
+        vocab=learned["vocab"],
+        merges=merges,
+        extra_special_tokens=[START],
         model_max_length=CONTEXT,
         chat_template=CHAT_TEMPLATE,
+        **special,
     )
 
 
-def _config(tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
+def _config(tokenizer: Qwen2Tokenizer) -> Qwen2Config:
     return Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -97,9 +101,11 @@ def _config(tokenizer: PreTrainedTokenizerFast) -> Qwen2Config:
     )
 
 
-def _packed(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> torch.Tensor:
+def _packed(tokenizer: Qwen2Tokenizer, texts: list[str]) -> torch.Tensor:
     """All texts as one row of token ids, each closed by the end token."""
-    ids = [token for text in texts for token in [*tokenizer(text).input_ids, tokenizer.eos_token_id]]
+    ids = [
+        token for text in texts for token in [*tokenizer(text).input_ids, tokenizer.eos_token_id]
+    ]
     return torch.tensor(ids)
 
 

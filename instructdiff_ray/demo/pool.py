@@ -14,7 +14,7 @@ from random import Random
 from typing import Any
 
 from instructdiff_ray.demo import arithmetic, coding, general, medical
-from instructdiff_ray.demo.words import COUNTS, NAMES, TOWNS, WORDS, Pair, numbered
+from instructdiff_ray.demo.words import COUNTS, NAMES, TOWNS, WORDS, Kind, Pair, numbered
 
 BAD_SHARE = 0.003
 DUPLICATE_SHARE = 0.02
@@ -24,7 +24,7 @@ ALPACA_SHARE = 0.4
 # Rows that ask for two to five things at once, which makes long responses.
 COMPOUND_SHARE = 0.15
 
-DOMAINS: dict[str, Callable[[Random], Pair]] = {
+DOMAINS: dict[str, Kind] = {
     "math": arithmetic.pair,
     "code": coding.pair,
     "medical": medical.pair,
@@ -50,7 +50,9 @@ def write_pool(path: str, seed: int = 0, size: int = 3000) -> None:
 def pool_lines(seed: int, size: int) -> list[tuple[str, bytes]]:
     """The lines of a pool, each with what it is: good, noise, duplicate or a key of `BAD`."""
     rng = Random(f"pool {seed}")
-    lines = [(kind, spoil(rng)) for kind, spoil in BAD.items() for _ in range(_part(size, BAD_SHARE))]
+    lines = [
+        (kind, spoil(rng)) for kind, spoil in BAD.items() for _ in range(_part(size, BAD_SHARE))
+    ]
     lines += [("noise", _dumped(_row(rng, _noise))) for _ in range(_part(size, NOISE_SHARE))]
     copies = _part(size, DUPLICATE_SHARE)
     good: dict[bytes, None] = {}

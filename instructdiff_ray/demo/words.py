@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from random import Random
 
 # What every generator returns: instruction, input (often empty) and response.
 Pair = tuple[str, str, str]
+Kind = Callable[[Random], Pair]
 
 
 def split(text: str, at: str | None = None) -> list[str]:

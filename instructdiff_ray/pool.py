@@ -1,0 +1,119 @@
+"""The pool: all valid samples of the source files, as an artifact, and how its rows are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+
+from instructdiff_ray.storage import Finished, Folder
+
+PARTS = pa.list_(pa.struct([("kind", pa.string()), ("text", pa.string())]))
+POOL = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("domain", pa.string()),
+        ("parts", PARTS),
+        ("tokens", pa.int32()),
+        ("response_tokens", pa.int32()),
+        ("truncated", pa.bool_()),
+        ("source", pa.large_string()),
+        ("file", pa.string()),
+        ("line", pa.int64()),
+    ]
+)
+REJECTS = pa.schema(
+    [
+        ("file", pa.string()),
+        ("line", pa.int64()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("source", pa.large_string()),
+    ]
+)
+# One row a sample, sorted by sample_id: all that the driver needs to sample, align and select.
+INDEX = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("domain", pa.dictionary(pa.int32(), pa.string())),
+        ("tokens", pa.int32()),
+        ("response_tokens", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A finished pool.
+
+    folder: holds `index.parquet` and the part files; parts, rejects: their names, in source order.
+    digest: hash of all (sample_id, domain), whatever their order: the pool's identity downstream,
+        so that moving or reordering files repeats no model's work.
+    counts: read, rejected by reason, pool, truncated.
+    """
+
+    folder: Folder
+    key: str
+    digest: str
+    parts: list[str]
+    rejects: list[str]
+    counts: dict[str, Any]
+
+    def index(self) -> pa.Table:
+        return self.folder.read_table("index.parquet")
+
+    def __len__(self) -> int:
+        return int(self.counts["pool"])
+
+
+def open_pool(finished: Finished, key: str) -> Pool:
+    """The pool of a finished artifact."""
+    info = finished.info
+    return Pool(
+        finished.folder, key, info["digest"], info["parts"], info["rejects"], info["counts"]
+    )
+
+
+class KeepIds:
+    """Keeps the rows whose sample_id is among `ids` (a reference to sorted ids)."""
+
+    def __init__(self, ids: ray.ObjectRef) -> None:
+        self.ids = ids
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return batch.filter(pa.array(np.isin(id_array(batch), ray.get(self.ids))))
+
+
+def id_array(table: pa.Table) -> np.ndarray:
+    """sample_id as fixed-width bytes, which NumPy sorts and searches quickly."""
+    return table["sample_id"].to_numpy().astype("S")
+
+
+def pool_rows(pool: Pool, sample_ids: Iterable[str], columns: list[str]) -> Iterator[pa.Table]:
+    """These rows of the pool, in source order, streamed: filtered where they are read."""
+    ids = ray.put(np.array(sorted(sample_ids), dtype="S"))
+    dataset = read_pool(pool, columns).map_batches(
+        KeepIds(ids), batch_size=None, batch_format="pyarrow"
+    )
+    dataset.context.execution_options.preserve_order = True
+    for table in stream(dataset):
+        if table.num_rows:
+            yield table.select(columns)
+
+
+def read_pool(pool: Pool, columns: list[str]) -> ray.data.Dataset:
+    """The pool's parts as a Ray dataset, in source order where order is preserved."""
+    paths = [pool.folder.sub(name).path for name in pool.parts]
+    return ray.data.read_parquet(paths, columns=columns)
+
+
+def stream(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
+    """The dataset's blocks as they are made; the driver holds one at a time."""
+    for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        assert isinstance(table, pa.Table)
+        yield table

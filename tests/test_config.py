@@ -1,0 +1,156 @@
+"""Impossible values are refused before anything runs, by a line that names the key."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from instructdiff_ray.config import (
+    CalibrateConfig,
+    ClusterConfig,
+    Config,
+    DataConfig,
+    ScoreResources,
+    SelectConfig,
+    TemplateConfig,
+    TrainResources,
+)
+from instructdiff_ray.errors import UserError
+from instructdiff_ray.sampling import floor_share
+
+NAN, INF = math.nan, math.inf
+IMPOSSIBLE: list[tuple[Callable[..., Any], str, str, list[Any]]] = [
+    (DataConfig, "format", "data.format", ["xml", "JSON", ""]),
+    (DataConfig, "over_long", "data.over_long", ["cut", ""]),
+    (DataConfig, "limit", "data.limit", [0, -1, NAN]),
+    (
+        DataConfig,
+        "columns",
+        "data.columns",
+        [
+            {},
+            {"instruction": "q"},
+            {"response": "a", "input": "i"},
+            {"instruction": "q", "response": "a", "messages": "m"},
+            {"messages": "m", "input": "i"},
+            {"instruction": "q", "output": "a"},
+        ],
+    ),
+    (
+        TemplateConfig,
+        "prompt",
+        "template.prompt",
+        [
+            "no field",
+            "{{instruction}}",
+            "{instruction",
+            "{instruction} {other}",
+            "{} {instruction}",
+            "{instruction.name}",
+            "{instruction[name]}",
+            "{instruction:d}",
+        ],
+    ),
+    (
+        TemplateConfig,
+        "prompt_with_input",
+        "template.prompt_with_input",
+        ["{instruction}", "{input}", "{instruction}{{input}}", "{instruction}{input"],
+    ),
+    (CalibrateConfig, "ratio", "calibrate.ratio", [0, -0.1, 1.01, NAN, INF]),
+    (CalibrateConfig, "epochs", "calibrate.epochs", [0, -1, NAN]),
+    (CalibrateConfig, "global_batch_size", "calibrate.global_batch_size", [0, -4, NAN]),
+    (CalibrateConfig, "max_length", "calibrate.max_length", [1, 0, -5, NAN]),
+    (CalibrateConfig, "learning_rate", "calibrate.learning_rate", [0, -1e-5, NAN, INF]),
+    (CalibrateConfig, "weight_decay", "calibrate.weight_decay", [-0.01, NAN, INF]),
+    (CalibrateConfig, "warmup_steps_ratio", "calibrate.warmup_steps_ratio", [-0.1, 1, NAN]),
+    (CalibrateConfig, "max_grad_norm", "calibrate.max_grad_norm", [0, -1, NAN, INF]),
+    (SelectConfig, "ratio", "select.ratio", [0, -0.1, 0.81, 1.5, NAN]),
+    (SelectConfig, "reject_ratio", "select.reject_ratio", [-0.1, 0.46, 0.5, 1, NAN, INF]),
+    (TrainResources, "workers", "cluster.train.workers", [0, -1, NAN]),
+    (TrainResources, "gpus_per_worker", "cluster.train.gpus_per_worker", [0.5, 2, -1, NAN]),
+    (TrainResources, "tokens_per_device", "cluster.train.tokens_per_device", [0, -1, NAN]),
+    (TrainResources, "fsdp", "cluster.train.fsdp", [True]),
+    (ScoreResources, "min_actors", "cluster.score.min_actors", [0, -1, 2, NAN]),
+    (ScoreResources, "max_actors", "cluster.score.max_actors", [0, -1, NAN]),
+    (ScoreResources, "gpus_per_actor", "cluster.score.gpus_per_actor", [-1, 1.5, NAN, INF]),
+    (ScoreResources, "tokens_per_batch", "cluster.score.tokens_per_batch", [0, -1, NAN]),
+    (ClusterConfig, "precision", "cluster.precision", ["fp16", "", "FP32"]),
+    (Config, "rounds", "rounds", [0, -1, NAN]),
+    (Config, "domain", "domain", ["", "  "]),
+]
+
+
+@pytest.mark.parametrize(
+    ("build", "name", "key", "value"),
+    [
+        pytest.param(build, name, key, value, id=f"{key}={value}")
+        for build, name, key, values in IMPOSSIBLE
+        for value in values
+    ],
+)
+def test_an_impossible_value_is_refused_by_a_line_that_names_its_key(
+    build: Callable[..., Any], name: str, key: str, value: Any
+) -> None:
+    with pytest.raises(UserError) as refusal:
+        build(**{name: value})
+    assert key in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_the_defaults_and_the_values_at_the_limits_are_allowed() -> None:
+    Config()
+    DataConfig(limit=1, format="parquet", over_long="truncate")
+    DataConfig(columns={"instruction": "q", "response": "a"})
+    DataConfig(columns={"instruction": "q", "response": "a", "input": "context"})
+    DataConfig(columns={"messages": "chat"})
+    CalibrateConfig(ratio=1, max_length=2, weight_decay=0, warmup_steps_ratio=0)
+    SelectConfig(ratio=1, reject_ratio=0)
+    TrainResources(workers=2, fsdp=True, gpus_per_worker=1)
+    ScoreResources(min_actors=1, max_actors=4, gpus_per_actor=0.25)
+    ScoreResources(gpus_per_actor=2)
+    TemplateConfig(prompt="{{json}} {instruction}", prompt_with_input="{input}{instruction}")
+    TemplateConfig(prompt="a chat template needs none", chat=True)
+
+
+def test_the_share_selected_fits_what_the_shares_rejected_leave() -> None:
+    # 1 − 2 · 0.45 is 0.09999999999999998 in floats; on paper it is 0.1.
+    assert SelectConfig(ratio=0.1, reject_ratio=0.45).ratio == 0.1
+    assert SelectConfig(ratio=0.4, reject_ratio=0.3).ratio == 0.4
+    with pytest.raises(UserError, match=r"select\.ratio=0\.11 .*select\.reject_ratio=0\.45.*0\.1 "):
+        SelectConfig(ratio=0.11, reject_ratio=0.45)
+
+
+@settings(deadline=None, max_examples=300, derandomize=True)
+@given(st.integers(1, 1000), st.integers(0, 499), st.integers(1, 10_000))
+def test_allowed_shares_never_ask_for_more_samples_than_there_are(
+    selected: int, rejected: int, count: int
+) -> None:
+    beta, gamma = selected / 1000, rejected / 1000
+    exact = Fraction(selected, 1000) + 2 * Fraction(rejected, 1000) <= 1
+    try:
+        SelectConfig(beta, gamma)
+    except UserError:
+        assert not exact
+    else:
+        assert exact
+        assert floor_share(beta, count) + 2 * floor_share(gamma, count) <= count
+
+
+def test_a_batch_that_the_workers_cannot_share_evenly_is_refused() -> None:
+    three = ClusterConfig(train=TrainResources(workers=3))
+    with pytest.raises(UserError, match=r"calibrate\.global_batch_size=64 .*workers=3"):
+        Config(cluster=three)
+    assert Config(cluster=three, calibrate=CalibrateConfig(global_batch_size=66)).cluster is three
+
+
+def test_one_path_or_several_are_read_as_a_list() -> None:
+    assert DataConfig(path="a.jsonl").paths == ["a.jsonl"]
+    assert DataConfig(path=["a.jsonl", "b"]).paths == ["a.jsonl", "b"]
+    assert DataConfig().paths == []

@@ -1,0 +1,209 @@
+"""The whole method on a small pool, with real Ray, Ray Train and a real tiny model."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from instructdiff_ray.config import CalibrateConfig, Config, DataConfig, ModelConfig, SelectConfig
+from instructdiff_ray.demo.pool import write_pool
+from instructdiff_ray.errors import UserError
+from instructdiff_ray.pipeline import Run
+from instructdiff_ray.progress import Progress
+from instructdiff_ray.ranking import selected_ids
+from tests.test_select import plain_fates
+
+ROWS = 260
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def run_method(config: Config) -> Run:
+    """What jobs/run.py does."""
+    run = Run(config, Progress(io.StringIO()))
+    pool = run.ingest()
+    chosen = run.sample_warmup(pool)
+    for k in range(1, config.rounds + 1):
+        calibrated = run.calibrate(pool, chosen)
+        ranking = run.select(pool, run.score(pool, calibrated))
+        run.write(k, pool, calibrated, ranking)
+        chosen = selected_ids(ranking)
+    run.show_result()
+    return run
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, model_folder: str) -> Config:
+    folder = tmp_path_factory.mktemp("run")
+    write_pool(str(folder / "pool.jsonl"), seed=3, size=ROWS)
+    return Config(
+        data=DataConfig(path=str(folder / "pool.jsonl"), domain_column="domain"),
+        domain="demo",
+        model=ModelConfig(base=model_folder),
+        calibrate=CalibrateConfig(
+            ratio=0.1, epochs=2, learning_rate=1e-3, global_batch_size=8, max_length=200
+        ),
+        rounds=2,
+        storage=str(folder / "storage"),
+        run_dir=str(folder / "out"),
+    )
+
+
+@pytest.fixture(scope="module")
+def run(config: Config, ray_session: None) -> Run:
+    return run_method(config)
+
+
+def read_json(folder: str, name: str) -> dict:
+    return json.loads(Path(folder, name).read_text())
+
+
+def test_the_run_folder_holds_all_that_tools_outside_rely_on(run: Run) -> None:
+    out = run.folder.path
+    ranking = pq.read_table(f"{out}/ranking.parquet")
+    assert ranking.column_names == [
+        "sample_id",
+        "domain",
+        "response_tokens",
+        "base_nll",
+        "base_entropy",
+        "calibrated_nll",
+        "calibrated_entropy",
+        "delta_nll",
+        "delta_entropy",
+        "fate",
+    ]
+    summary = read_json(out, "summary.json")
+    counts = summary["counts"]
+    rejects = Path(out, "rejects.jsonl").read_text().splitlines()
+    assert counts["read"] == len(Path(run.config.data.path).read_bytes().splitlines())
+    assert counts["read"] == counts["pool"] + sum(counts["rejected"].values())
+    assert len(rejects) == sum(counts["rejected"].values())
+    assert {"file", "line", "reason"} <= json.loads(rejects[0]).keys()
+    assert ranking.num_rows == counts["pool"]
+    assert counts["warmup"] == math.floor(counts["pool"] / 10)
+    assert counts["in_band"] == counts["pool"] - counts["below_band"] - counts["above_band"]
+    selected = Path(out, "selected.jsonl").read_text().splitlines()
+    assert len(selected) == counts["selected"] == ranking["fate"].to_pylist().count("selected") > 0
+    assert summary["scoring"]["samples_scored"] == {
+        "base": counts["pool"],  # once, though there were two rounds
+        "calibrated": 2 * counts["pool"],
+    }
+    assert summary["scoring"]["tokens"] > 0 and summary["scoring"]["tokens_per_second"] > 0
+    assert {"ingest", "calibrate", "score"} <= summary["seconds"].keys()
+    assert {"pool", "calibrated_model", "base_scores", "calibrated_scores"} == set(summary["keys"])
+    assert Path(summary["calibrated_model"], "model.safetensors").exists()
+    assert "<html" in Path(out, "report/index.html").read_text()
+    assert "learning_rate: 0.001" in Path(out, "config.yaml").read_text()
+    assert "selected" in run.progress.stream.getvalue()  # type: ignore[attr-defined]
+
+
+def test_each_round_has_its_folder_and_the_last_shows_at_the_top(run: Run) -> None:
+    out = Path(run.folder.path)
+    for name in ("selected.jsonl", "ranking.parquet", "summary.json", "report/index.html"):
+        assert (out / "round-2" / name).read_bytes() == (out / name).read_bytes()
+        assert (out / "round-1" / name).exists()
+    first, second = (read_json(str(out / f"round-{k}"), "summary.json") for k in (1, 2))
+    assert first["calibrated_model"] != second["calibrated_model"]
+
+
+def test_the_second_round_calibrates_on_the_first_rounds_selection(run: Run) -> None:
+    out = Path(run.folder.path)
+    first = pq.read_table(out / "round-1/ranking.parquet")
+    model = Path(read_json(str(out), "summary.json")["calibrated_model"])
+    manifest = read_json(str(model.parents[1]), "manifest.json")
+    assert manifest["info"]["samples"] == len(selected_ids(first))
+    pool = run.finished_pool()
+    assert run.training_ids(pool, 2) == selected_ids(first)
+
+
+def test_the_selection_follows_from_the_ranking_and_holds_the_source_rows(run: Run) -> None:
+    out = run.folder.path
+    ranking = pq.read_table(f"{out}/ranking.parquet").to_pylist()
+    rows = [(r["sample_id"], r["domain"], r["delta_nll"], r["delta_entropy"]) for r in ranking]
+    assert {r["sample_id"]: r["fate"] for r in ranking} == plain_fates(rows, 0.1, 0.1)
+    for r in ranking:
+        assert r["delta_nll"] == r["calibrated_nll"] - r["base_nll"]
+        assert r["delta_entropy"] == r["base_entropy"] - r["calibrated_entropy"]
+    source = Path(run.config.data.path).read_bytes().splitlines()
+    selected = Path(out, "selected.jsonl").read_bytes().splitlines()
+    places = [source.index(line) for line in selected]
+    assert places == sorted(places)
+
+
+def test_calibration_teaches_the_format(run: Run) -> None:
+    ranking = pq.read_table(f"{run.folder.path}/round-1/ranking.parquet")
+    assert np.mean(ranking["delta_nll"].to_numpy()) < -0.1
+
+
+def test_the_same_again_runs_no_model_and_changes_nothing(run: Run, config: Config) -> None:
+    names = ("selected.jsonl", "ranking.parquet", "rejects.jsonl", "config.yaml")
+    before = {name: Path(run.folder.path, name).read_bytes() for name in names}
+    again = run_method(config)
+    assert {name: Path(run.folder.path, name).read_bytes() for name in names} == before
+    assert again.summary["scoring"]["samples_scored"] == {"base": 0, "calibrated": 0}
+    assert again.summary["keys"] == run.summary["keys"]
+    assert not {"ingest", "calibrate", "score"} & again.summary["seconds"].keys()
+
+
+def test_another_ratio_only_ranks_again(run: Run, config: Config, tmp_path: Path) -> None:
+    once = replace(config, rounds=1)
+    wider = replace(once, select=SelectConfig(ratio=0.2), run_dir=str(tmp_path / "wider"))
+    result = run_method(wider)
+    assert result.summary["scoring"]["samples_scored"] == {"base": 0, "calibrated": 0}
+    wide = pq.read_table(tmp_path / "wider/ranking.parquet")
+    narrow = pq.read_table(f"{run.folder.path}/round-1/ranking.parquet")
+    assert set(selected_ids(narrow)) < set(selected_ids(wide))
+    assert wide["delta_nll"].equals(narrow["delta_nll"])
+
+
+def test_a_pool_that_grew_scores_only_what_is_new_under_the_base(
+    run: Run, config: Config, tmp_path: Path
+) -> None:
+    more = (
+        '{"instruction": "Name a colour.", "response": "A colour is blue.", "domain": "general"}\n'
+    )
+    (tmp_path / "more.jsonl").write_text(more * 2)
+    data = replace(config.data, path=[config.data.path, str(tmp_path / "more.jsonl")])
+    # α keeps the warm-up subset to the same few samples only by luck: any calibrated model will do.
+    grown = replace(config, data=data, rounds=1, run_dir=str(tmp_path / "grown"))
+    result = run_method(grown)
+    assert result.summary["counts"]["pool"] == run.summary["counts"]["pool"] + 1
+    assert result.summary["counts"]["rejected"]["duplicate"] == (
+        run.summary["counts"]["rejected"]["duplicate"] + 1
+    )
+    assert result.summary["scoring"]["samples_scored"]["base"] == 1
+
+
+def test_a_lost_piece_of_a_scores_artifact_is_noticed_and_rebuilt(
+    run: Run, config: Config, tmp_path: Path
+) -> None:
+    scores = Path(config.storage, "scores", run.summary["keys"]["calibrated_scores"])
+    for file in scores.rglob("scores.parquet"):
+        file.write_bytes(file.read_bytes()[:-10])
+    again = run_method(replace(config, run_dir=str(tmp_path / "again")))
+    # The pieces are whole: it is gathered again, without a forward pass.
+    assert again.summary["scoring"]["samples_scored"] == {"base": 0, "calibrated": 0}
+    assert (tmp_path / "again/selected.jsonl").read_bytes() == (
+        Path(run.folder.path) / "selected.jsonl"
+    ).read_bytes()
+
+
+def test_a_stage_without_its_inputs_says_which_job_makes_them(
+    config: Config, tmp_path: Path, model_folder: str
+) -> None:
+    fresh = Run(replace(config, storage=str(tmp_path)), Progress(io.StringIO()))
+    with pytest.raises(UserError, match=r"run jobs/ingest\.py first"):
+        fresh.finished_pool()
+
+
+def test_too_small_a_warm_up_share_is_refused_in_one_line(run: Run, config: Config) -> None:
+    tiny = replace(config, calibrate=replace(config.calibrate, ratio=1e-6))
+    with pytest.raises(UserError, match=r"calibrate\.ratio=1e-06 of \d+ samples leaves no"):
+        run_method(tiny)
