@@ -17,7 +17,6 @@ from instructdiff_ray.pool import Pool, pool_rows
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.rendering import Rendering
 from instructdiff_ray.storage import Artifact, Folder, Storage, make_key
-from instructdiff_ray.training import TrainTask, fit
 
 VERSION = 1  # of what this stage computes; raise it when the same input gives another model
 
@@ -60,6 +59,9 @@ def calibrate(
     artifact, inputs = model_artifact(config, base, sample_ids, storage)
     if finished := artifact.finished():
         return calibrated_model(base, finished.folder, artifact.key)
+    # Imported here: the Trainer takes seconds to import, and a finished model needs none.
+    from instructdiff_ray.training import TrainTask, fit
+
     with artifact.attempt() as attempt, progress.stage("calibrate", "steps") as stage:
         scratch = attempt.folder.sub("scratch")
         rows = pool_rows(pool, sample_ids, ["sample_id", "parts"])

@@ -7,19 +7,17 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoTokenizer
 
 from instructdiff_ray.config import ModelConfig
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.storage import is_uri, local_copy, make_key
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # The files that determine what a model folder computes and how it reads text.
@@ -57,6 +55,9 @@ class Model:
 
     def load(self, dtype: torch.dtype, device: torch.device | None = None) -> PreTrainedModel:
         """The model in evaluation mode, from safetensors only (no pickle is read)."""
+        # Imported here: it takes seconds, and most of Ray's workers only need the tokenizer.
+        from transformers import AutoModelForCausalLM
+
         model = AutoModelForCausalLM.from_pretrained(
             local_copy(self.path),
             revision=self.revision,

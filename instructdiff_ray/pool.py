@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,9 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+from ray.exceptions import RayTaskError
 
+from instructdiff_ray.errors import UserError
 from instructdiff_ray.storage import Finished, Folder
 
 PARTS = pa.list_(pa.struct([("kind", pa.string()), ("text", pa.string())]))
@@ -113,7 +116,19 @@ def read_pool(pool: Pool, columns: list[str]) -> ray.data.Dataset:
 
 
 def stream(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
-    """The dataset's blocks as they are made; the driver holds one at a time."""
-    for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        assert isinstance(table, pa.Table)
-        yield table
+    """The dataset's blocks as they are made; the driver holds one at a time.
+
+    A UserError that a worker raised is raised here as itself.
+    """
+    try:
+        for table in dataset.iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=0
+        ):
+            assert isinstance(table, pa.Table)
+            yield table
+    except RayTaskError as error:
+        # Of what a worker raised inside a dataset, Ray hands on the text and not the object.
+        name = f"{UserError.__module__}.{UserError.__qualname__}"
+        if told := re.search(rf"^{re.escape(name)}: (.+)$", str(error), re.MULTILINE):
+            raise UserError(told.group(1)) from error
+        raise

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # fp32 logits of one slice: small enough to stay near the cores of a CPU, large enough for a GPU.
 SLICE_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}

@@ -82,7 +82,7 @@ def read_rows(file: SourceFile) -> Iterator[RawRow]:
         for row in readers[file.format](file):
             last = row.line
             yield row
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         # A disk or a network that fails (errno, or a remote store) must stop the run: only what
         # the file itself holds may cost its rows.
         if is_uri(file.path) or (isinstance(error, OSError) and error.errno is not None):

@@ -51,7 +51,7 @@ def launch(stage: Callable[[Run], None]) -> None:
         try:
             run_stage(stage, settings)
         except UserError as error:
-            failures.append(_say(_plain(error)))
+            failures.append(_say(str(error)))
 
     # The demo is what runs when no data is named.
     named = any(argument.lstrip("+~").startswith("data.path=") for argument in sys.argv[1:])
@@ -100,11 +100,6 @@ def _check_outlives_job(config: Config) -> None:
 def _say(line: str) -> str:
     print(f"error: {line}", file=sys.stderr, flush=True)
     return line
-
-
-def _plain(error: UserError) -> str:
-    # Raised in a worker, it comes wrapped, with the worker's traceback in its text.
-    return str(getattr(error, "cause", error))
 
 
 def _one_line(error: Exception) -> str:

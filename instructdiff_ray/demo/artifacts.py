@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 
-from instructdiff_ray.demo.model import train_model
 from instructdiff_ray.demo.pool import prose, write_pool
 from instructdiff_ray.progress import Progress, Stage
 from instructdiff_ray.storage import Artifact, Storage, make_key
@@ -33,6 +33,9 @@ def demo_model(storage: Storage, progress: Progress) -> str:
     artifact, inputs = _place(storage, "demo-model")
     finished = artifact.finished()
     if finished is None:
+        # Imported here: it takes seconds, and only the first run trains.
+        from instructdiff_ray.demo.model import train_model
+
         with artifact.attempt() as attempt, progress.stage("demo model", "steps") as stage:
             with tempfile.TemporaryDirectory() as folder:
                 train_model(folder, prose(), report=_show(stage))
@@ -41,7 +44,7 @@ def demo_model(storage: Storage, progress: Progress) -> str:
     return finished.folder.path
 
 
-def _show(stage: Stage):  # type: ignore[no-untyped-def]
+def _show(stage: Stage) -> Callable[[int, int, float], None]:
     def report(step: int, steps: int, loss: float) -> None:
         stage.total = steps
         stage.add(step - stage.count, note=f"loss {loss:.2f}")

@@ -42,7 +42,6 @@ OBJECTS = split(
 VERBS = (
     ("paint", "painted", "painted", "the fence"),
     ("write", "wrote", "written", "a long letter"),
-    ("build", "built", "built", "a small boat"),
     ("sing", "sang", "sung", "an old song"),
     ("repair", "repaired", "repaired", "the clock"),
     ("bake", "baked", "baked", "a loaf of bread"),
