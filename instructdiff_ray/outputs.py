@@ -26,8 +26,8 @@ EXAMPLES_EACH = 4
 EXAMPLES = {
     "Selected: lowest ΔH in the band": (SELECTED, "delta_entropy", "ascending"),
     "Left in the band: highest ΔH": (NOT_TOP, "delta_entropy", "descending"),
-    "Below the band: NLL fell most": (BELOW, "delta_nll", "ascending"),
-    "Above the band: NLL rose most": (ABOVE, "delta_nll", "descending"),
+    "Below the band: lowest ΔNLL": (BELOW, "delta_nll", "ascending"),
+    "Above the band: highest ΔNLL": (ABOVE, "delta_nll", "descending"),
 }
 
 

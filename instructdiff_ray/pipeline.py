@@ -43,7 +43,9 @@ class Run:
         if not config.data.paths:
             raise UserError("data.path is not set; name your instruction data, or data.path=demo")
         if config.data.paths != [DEMO]:
-            find_files(config.data.paths, config.data.format)
+            files = find_files(config.data.paths, config.data.format)
+            if not any(file.size for file in files):
+                raise UserError(f"data.path={', '.join(config.data.paths)} holds no row")
         base = None if config.model.base == DEMO else find_model(config.model)
         self.config = self._with_demo(config)
         self.base = base or find_model(self.config.model)

@@ -26,11 +26,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
+from instructdiff_ray.select import ABOVE, BELOW, NOT_TOP, SELECTED
+
 PAPER_MEAN_DELTA_ENTROPY = {"general": 0.41, "medical": 0.66, "math": 0.03, "code": 0.08}
 MAX_PLOTTED_DOMAINS = 20
 MAX_EXAMPLE_CHARACTERS = 1200
 
-_FATES = ("selected", "below_band", "above_band", "not_top")
+_FATES = (SELECTED, BELOW, ABOVE, NOT_TOP)
 _SELECTED, _BELOW, _ABOVE = 0, 1, 2
 
 # Ink becomes a CSS variable, light or dark with the page; the other two must be readable on both,

@@ -145,7 +145,7 @@ def _check_order(parts: list[Part]) -> None:
         if kind == "system" and position == 0:
             continue
         if kind != expected:
-            raise Reject("bad_turn", f"turn {position + 1} is a {kind}, expected a {expected}")
+            raise Reject("bad_turn", f"turn {position + 1}: expected {expected}, found {kind}")
         if not text.strip():
             raise Reject(f"empty_{kind}", f"turn {position + 1} has no text")
         expected = "response" if kind == "instruction" else "instruction"

@@ -13,7 +13,8 @@ import difflib
 import logging
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 
@@ -44,6 +45,7 @@ def launch(stage: Callable[[Run], None]) -> None:
     """
     # Errors come to us whole, and we print them; Hydra's own printing takes many lines.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are not our lines
     ConfigStore.instance().store(name="schema", node=Config)
     failures: list[str] = []
 
@@ -52,6 +54,8 @@ def launch(stage: Callable[[Run], None]) -> None:
             run_stage(stage, settings)
         except UserError as error:
             failures.append(_say(str(error)))
+        except OmegaConfBaseException as error:
+            failures.append(_say(_one_line(error)))
 
     # The demo is what runs when no data is named.
     named = any(argument.lstrip("+~").startswith("data.path=") for argument in sys.argv[1:])
@@ -76,7 +80,9 @@ def run_stage(stage: Callable[[Run], None], settings: DictConfig) -> None:
 
 def build_config(settings: DictConfig) -> Config:
     """The library's configuration, checked; in a sweep each point has a run folder of its own."""
-    config = OmegaConf.to_object(settings)
+    # Merged into the dataclasses once more, for Hydra lets `+name=value` add to them.
+    values = OmegaConf.to_container(settings, resolve=True)
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
     assert isinstance(config, Config)
     job = HydraConfig.get()
     if job.mode == RunMode.MULTIRUN:
@@ -104,16 +110,21 @@ def _say(line: str) -> str:
 
 def _one_line(error: Exception) -> str:
     """A message of Hydra or OmegaConf in one line that names the key, and the right one if near."""
-    text = str(error)
-    cause = error.__cause__
-    key = re.search(r"full_key: (\S+)", text + "\n" + str(cause or ""))
-    unknown = re.search(r"Could not override '([^']+)'", text)
+    text = f"{error}\n{error.__cause__ or ''}"
+    key = re.search(r"full_key: (\S+)", text)
+    unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' not in", text)
     if unknown:
-        name = unknown.group(1)
+        name = unknown.group(1) or (key.group(1) if key else unknown.group(2))
         near = difflib.get_close_matches(name, _known_keys(), n=1)
         return f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else "")
-    first = " ".join(text.split("full_key:")[0].split())
-    return f"{key.group(1)}: {first}" if key and key.group(1) not in first else first
+    if choice := re.search(
+        r"Could not find '(.+)/(.+)'\s+Available options in .+:((?:\n\t.+)+)", text
+    ):
+        group, name, options = choice.groups()
+        return f"{group}={name} is not known; choose {', '.join(options.split())}"
+    told = str(error.__cause__ or error).split("full_key:")[0]
+    line = " ".join(told.split())
+    return f"{key.group(1)}: {line}" if key else line
 
 
 def _known_keys() -> list[str]:
@@ -134,17 +145,18 @@ def start_ray(cluster: ClusterConfig) -> None:
     # Logical CPUs: a scorer, a trainer and Ray's own readers share even a machine of two cores,
     # where actors that took every CPU would leave none to read and the job would wait for ever.
     local = None if address else max(4, os.cpu_count() or 1)
-    # Ray's C++ side writes to the terminal what its log files have too.
+    # Errors of Ray's C++ side that are none go to the terminal too, and to its log files.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     warnings.simplefilter("ignore", RayDeprecationWarning)
     try:
-        ray.init(
-            address=address,
-            num_cpus=local,
-            include_dashboard=None if address else False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with _silent_stderr():
+            ray.init(
+                address=address,
+                num_cpus=local,
+                include_dashboard=None if address else False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     except ConnectionError as error:
         raise UserError(f"no Ray cluster answers at {address}: {error}") from None
     context = ray.data.DataContext.get_current()
@@ -158,3 +170,16 @@ def start_ray(cluster: ClusterConfig) -> None:
             handler, logging.FileHandler
         ):
             handler.setLevel(logging.ERROR)
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Drops what C++ code writes to standard error (its log level, say); errors are raised."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -34,7 +34,7 @@ def train_model(
     steps: int = 400,
     report: Callable[[int, int, float], None] | None = None,
 ) -> None:
-    """Train a tokenizer and a model of about a million parameters, and save both to `folder`.
+    """Train a tokenizer and a model of 0.7 million parameters, and save both to `folder`.
 
     The folder is one that `AutoTokenizer` and `AutoModelForCausalLM` load. `report` is called now
     and then with the step, the number of steps and the mean loss since the last call. The same
