@@ -152,10 +152,16 @@ def test_prose_is_no_copy_of_the_pool() -> None:
     assert len(shared) < 0.1 * SIZE
 
 
-def test_model_trains_saves_and_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a training step cheap; one thread, as two wait for each other on a busy machine."""
+    monkeypatch.setattr("instructdiff_ray.demo.model.BATCH", 2)
+    monkeypatch.setattr("instructdiff_ray.demo.model.THREADS", 1)
+
+
+def test_model_trains_saves_and_loads(tmp_path: Path, small_steps: None) -> None:
     reports: list[tuple[int, int, float]] = []
     texts = list(prose(0, 300))
-    monkeypatch.setattr("instructdiff_ray.demo.model.BATCH", 2)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     train_model(str(tmp_path / "a"), texts, steps=20, report=lambda *values: reports.append(values))
     assert torch.equal(torch.get_rng_state(), state)
@@ -178,7 +184,7 @@ def test_model_trains_saves_and_loads(tmp_path: Path, monkeypatch: pytest.Monkey
         assert model(input_ids=ids, labels=ids).loss < 7.6  # log(2048), a uniform guess
 
 
-def test_training_is_fixed_by_its_seed(tmp_path: Path) -> None:
+def test_training_is_fixed_by_its_seed(tmp_path: Path, small_steps: None) -> None:
     texts = list(prose(0, 100))
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         train_model(str(tmp_path / name), texts, seed, steps=2)

@@ -149,6 +149,7 @@ def test_a_damaged_artifact_is_absent_and_can_be_made_again(
         b'{"attempt": "a", "files": {"part.bin": 5}, "info": {}}',
         b"[" * 100_000,
     ],
+    ids=lambda manifest: repr(manifest[:40]),
 )
 def test_a_garbage_manifest_counts_as_absent(artifact: Artifact, manifest: bytes) -> None:
     make(artifact)
