@@ -21,7 +21,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-THREADS = 2
+THREADS = 1  # two on a busy machine of two cores wait for each other: ten times slower
 BLOCK, BATCH = 256, 8
 LEARNING_RATE, WARM_UP = 3e-3, 0.05
 REPORT_EVERY = 10
@@ -31,7 +31,7 @@ def train_model(
     folder: str,
     texts: Iterable[str],
     seed: int = 0,
-    steps: int = 400,
+    steps: int = 300,
     report: Callable[[int, int, float], None] | None = None,
 ) -> None:
     """Train a tokenizer and a model of 0.7 million parameters, and save both to `folder`.
