@@ -28,6 +28,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from ray.util.annotations import RayDeprecationWarning
+from transformers.utils.logging import disable_progress_bar
 
 from instructdiff_ray.config import ClusterConfig, Config
 from instructdiff_ray.errors import UserError
@@ -45,7 +46,9 @@ def launch(stage: Callable[[Run], None]) -> None:
     """
     # Errors come to us whole, and we print them; Hydra's own printing takes many lines.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are not our lines
+    # Retries and progress bars of the libraries are not our lines.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    disable_progress_bar()
     ConfigStore.instance().store(name="schema", node=Config)
     failures: list[str] = []
 

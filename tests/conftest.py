@@ -16,6 +16,7 @@ os.environ.update(
 
 import pytest
 import ray
+import ray.data  # here, for its log handlers keep the stream that stands when it is imported
 import torch
 
 from instructdiff_ray.config import ModelConfig

@@ -220,6 +220,22 @@ def test_of_equal_samples_the_first_in_source_order_is_kept(run: Ingest, tmp_pat
     assert every.digest != pool.digest
 
 
+def test_source_order_is_that_of_the_files_and_not_of_who_is_read_first(
+    run: Ingest, tmp_path: Path
+) -> None:
+    # Blank lines take their time and give no row.
+    slow = write(tmp_path / "a.jsonl", [b"\n" * 3_000_000, row(1), row(2)])
+    quick = [write(tmp_path / f"{n}.jsonl", [row(1), row(2), row(n)]) for n in (7, 8, 9)]
+    pool = check(run([slow, *quick]))
+    assert places(samples(pool)) == [
+        ("a.jsonl", 3_000_002),
+        ("a.jsonl", 3_000_003),
+        ("7.jsonl", 3),
+        ("8.jsonl", 3),
+        ("9.jsonl", 3),
+    ]
+
+
 def test_the_pool_and_its_warmup_are_those_of_the_content_alone(
     run: Ingest, tmp_path: Path
 ) -> None:

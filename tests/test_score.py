@@ -36,7 +36,20 @@ QUIET = Progress(io.StringIO())
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory, model_folder: str) -> Config:
     folder = tmp_path_factory.mktemp("score")
-    words = "the quick brown fox jumps over a lazy dog and then sleeps".split()
+    words = [
+        "the",
+        "quick",
+        "brown",
+        "fox",
+        "jumps",
+        "over",
+        "a",
+        "lazy",
+        "dog",
+        "and",
+        "then",
+        "sleeps",
+    ]
     rows = [
         {"question": f"Question {n}?", "answer": " ".join(words[n % 7 : n % 7 + 2 + n % 5])}
         for n in range(40)

@@ -400,7 +400,7 @@ def test_bytes_that_are_no_utf8_cost_their_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("start", [b"", BOM])
-@pytest.mark.parametrize("size", [64, 65, 127, 128, 1000])
+@pytest.mark.parametrize("size", [65, 127, 128, 1000])
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_a_line_that_is_too_long_costs_itself_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bytes, size: int, place: int
@@ -412,6 +412,7 @@ def test_a_line_that_is_too_long_costs_itself_alone(
     assert good(rows) == [{"n": 1}, {"n": 2}]
     assert bad(rows) == [(place + 1, "too_large")]
     assert [row.line for row in rows] == [1, 2, 3]
+    assert all(row.reason is None for row in read(tmp_path / "b.jsonl", b'{"n": "%054d"}\n' % 0))
 
 
 @pytest.mark.parametrize(
@@ -575,7 +576,7 @@ FRAGMENTS = st.sampled_from(
     + [b"null", b'{"instruction": "a", "output": "b"}', b"9" * 5000, b'"a" "b"', b"\xe2\x80\xa8"]
 )
 WILD = st.lists(FRAGMENTS | st.binary(max_size=8), max_size=20).map(b"".join)
-wild = settings(deadline=None, max_examples=200, derandomize=True)
+wild = settings(deadline=None, max_examples=120, derandomize=True)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,200 @@
+"""The command line: what a person types, and what they are told."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from instructdiff_ray.config import Config
+from instructdiff_ray.demo.pool import write_pool
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_job(
+    job: str, arguments: list[str], capfd: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch
+) -> tuple[int, str, str]:
+    """What `python jobs/<job>.py <arguments>` does, in this process; exit status and output."""
+    patch.setattr(sys, "argv", [str(ROOT / "jobs" / job), *arguments])
+    patch.setattr(sys, "path", [str(ROOT / "jobs"), *sys.path])
+    sys.modules.pop("_launch", None)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "jobs" / f"{job}.py"), run_name="__main__")
+    out, err = capfd.readouterr()
+    return int(ended.value.code or 0), out, err
+
+
+@pytest.fixture
+def pool_file(tmp_path: Path) -> Path:
+    write_pool(str(tmp_path / "pool.jsonl"), seed=5, size=120)
+    return tmp_path / "pool.jsonl"
+
+
+@pytest.fixture
+def settings(pool_file: Path, tmp_path: Path, model_folder: str) -> list[str]:
+    return [
+        f"data.path={pool_file}",
+        f"model.base={model_folder}",
+        "calibrate.epochs=1",
+        "calibrate.global_batch_size=4",
+        "calibrate.max_length=150",
+        f"storage={tmp_path / 'storage'}",
+    ]
+
+
+MISTAKES = {
+    "missing path": (["data.path=/no/such.jsonl"], "data.path=/no/such.jsonl does not exist"),
+    "no match": (["data.path=/no/*.jsonl"], "matches no file"),
+    "unknown format": (["data.path={tmp}/data.txt"], "unknown format .txt"),
+    "empty file": (["data.path={tmp}/empty.jsonl"], "holds no row"),
+    "no model": (["model.base=null"], "model.base is not set"),
+    "no weights": (["model.base={tmp}/bare"], "has no weights"),
+    "no such model": (["model.base=./nowhere"], "is no folder"),
+    "beta and gamma": (["select.ratio=0.9"], "select.ratio=0.9 is more than select.reject_ratio"),
+    "wrong type": (["select.ratio=tenth"], "select.ratio: Value 'tenth'"),
+    "unknown key": (
+        ["select.ratoi=0.1"],
+        "select.ratoi is not a setting; did you mean select.ratio",
+    ),
+    "added key": (["+rato=0.1"], "rato is not a setting"),
+    "unknown domain": (
+        ["domain=physics"],
+        "domain=physics is not known; choose code, demo, general",
+    ),
+    "unsplittable batch": (["cluster.train.workers=3"], "calibrate.global_batch_size=4"),
+    "impossible value": (["calibrate.epochs=0"], "calibrate.epochs=0 must be"),
+}
+
+
+@pytest.mark.parametrize("name", list(MISTAKES))
+def test_a_mistake_ends_in_one_line_before_anything_starts(
+    name: str,
+    settings: list[str],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    overrides, expected = MISTAKES[name]
+    (tmp_path / "data.txt").write_text("{}")
+    (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "bare").mkdir()
+    for file in ("config.json", "tokenizer.json"):
+        (tmp_path / "bare" / file).write_text("{}")
+    arguments = settings + [override.format(tmp=tmp_path) for override in overrides]
+    keys = {argument.split("=")[0]: argument for argument in arguments}
+    status, out, err = run_job("run", list(keys.values()), capfd, monkeypatch)
+    assert (status, out) == (1, "")
+    assert err.startswith("error: ") and err.count("\n") == 1 and "Traceback" not in err
+    assert expected in err
+    assert not (tmp_path / "storage").exists()
+
+
+def test_a_warm_up_share_that_leaves_no_row_ends_in_one_line(
+    ray_session: None,
+    settings: list[str],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    status, _, err = run_job("run", [*settings, "calibrate.ratio=0.001"], capfd, monkeypatch)
+    assert status == 1
+    assert err.startswith("error: calibrate.ratio=0.001 of ") and err.count("\n") == 1
+    assert not (tmp_path / "storage" / "runs").exists()
+
+
+def test_stages_run_alone_and_a_sweep_scores_once(
+    ray_session: None,
+    settings: list[str],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(job: str, *more: str) -> tuple[int, str, str]:
+        return run_job(job, [*more, *settings], capfd, monkeypatch)
+
+    for job, first in (("calibrate", "ingest"), ("score", "calibrate"), ("select", "score")):
+        status, _, err = run(job)
+        assert (status, err.count("\n")) == (1, 1)
+        assert f"run jobs/{first}.py first" in err
+        assert run(first)[0] == 0
+    status, out, _ = run("select", f"run_dir={tmp_path / 'alone'}")
+    assert status == 0
+    assert "finished scores were reused" in out
+
+    status, _, err = run("run", "-m", "select.ratio=0.05,0.1,0.2", f"run_dir={tmp_path / 'sweep'}")
+    assert (status, err) == (0, "")
+    sizes = []
+    for point, ratio in enumerate((0.05, 0.1, 0.2)):
+        summary = json.loads((tmp_path / f"sweep/{point}/summary.json").read_text())
+        assert summary["scoring"]["samples_scored"] == {"base": 0, "calibrated": 0}
+        assert f"ratio: {ratio}\n" in (tmp_path / f"sweep/{point}/config.yaml").read_text()
+        sizes.append(summary["counts"]["selected"])
+    assert sizes == sorted(set(sizes))
+    alone, point = (
+        pq.read_table(tmp_path / name / "ranking.parquet") for name in ("alone", "sweep/1")
+    )
+    assert alone.equals(point)
+    status, _, err = run("run", "-m", "select.ratio=0.1,0.9", f"run_dir={tmp_path / 'partly'}")
+    assert status == 1, "one point of the sweep failed"
+    assert err.count("error: ") == 1
+    assert (tmp_path / "partly/0/summary.json").exists()
+    assert not (tmp_path / "partly/1").exists()
+
+
+def composed(name: str, *overrides: str) -> Config:
+    importlib.import_module("hydra.core.config_store").ConfigStore.instance().store(
+        name="schema", node=Config
+    )
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        settings = compose(name, list(overrides))
+    config = OmegaConf.to_object(settings)
+    assert isinstance(config, Config)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("domain", "rate", "batch", "epochs", "length", "beta"),
+    [  # Table 9 of the paper
+        ("math", 5e-5, 256, 3, 2048, 0.1),
+        ("general", 2e-5, 64, 10, 2048, 0.1),
+        ("medical", 2e-5, 64, 3, 512, 0.1),
+        ("code", 1e-5, 256, 5, 4096, 0.2),
+    ],
+)
+def test_a_domain_brings_the_papers_hyper_parameters(
+    domain: str, rate: float, batch: int, epochs: int, length: int, beta: float
+) -> None:
+    config = composed("config", f"domain={domain}")
+    tuned = config.calibrate
+    assert (tuned.learning_rate, tuned.global_batch_size, tuned.epochs) == (rate, batch, epochs)
+    assert (config.domain, tuned.max_length, config.select.ratio) == (domain, length, beta)
+    assert (tuned.ratio, config.select.reject_ratio) == (0.1, 0.1)
+    assert (tuned.weight_decay, tuned.warmup_steps_ratio, tuned.max_grad_norm) == (0.01, 0.05, 1.0)
+
+
+def test_every_choice_of_every_group_is_a_valid_configuration() -> None:
+    for group in ("model", "template", "cluster", "domain"):
+        for file in (ROOT / "conf" / group).glob("*.yaml"):
+            composed("config", f"{group}={file.stem}")
+    demo = composed("demo")
+    assert (demo.data.path, demo.model.base, demo.domain) == ("demo", "demo", "demo")
+
+
+def test_help_is_given_without_starting_anything() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "jobs/run.py", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0
+    assert "domain: code, demo, general, math, medical" in done.stdout
