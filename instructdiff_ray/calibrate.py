@@ -43,8 +43,10 @@ def model_artifact(
 
 def calibrated_model(base: Model, folder: Folder, key: str) -> Model:
     """The model in a finished artifact's folder."""
-    # The key says what the weights are; hashing them again would only cost time.
-    return Model(folder.sub("model").path, None, base.trust_remote_code, key, base.max_length)
+    # The key says what was trained, the attempt which training it was: on GPUs no two give the same
+    # weights to the last bit, and scores of two must not be mixed.
+    identity = f"{key}/{folder.path.rsplit('/', 1)[-1]}"
+    return Model(folder.sub("model").path, None, base.trust_remote_code, identity, base.max_length)
 
 
 def calibrate(

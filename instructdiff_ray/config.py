@@ -238,10 +238,9 @@ class ScoreResources:
             f" cluster.score.max_actors={self.max_actors}",
         )
         _require(
-            0 <= self.gpus_per_actor < 1
-            or (self.gpus_per_actor >= 1 and float(self.gpus_per_actor).is_integer()),
-            f"cluster.score.gpus_per_actor={self.gpus_per_actor} must be a fraction of one GPU"
-            " or a whole number",
+            0 <= self.gpus_per_actor <= 1,
+            f"cluster.score.gpus_per_actor={self.gpus_per_actor} must be 0, a fraction of one GPU,"
+            " or 1: an actor's models are on one GPU",
         )
         _require(
             self.tokens_per_batch >= 1,

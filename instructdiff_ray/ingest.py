@@ -3,7 +3,7 @@
 Reading splits files into rows; a second stage, spread over the cluster, parses, renders and
 measures them and writes each block as one part of valid rows and one of rejects. To the driver come
 back only narrow columns (id, domain, lengths), from which it finds exact duplicates; the few parts
-that hold any are written again without them. Read = pool + rejects, always, and it is checked.
+that hold any are written again without them.
 """
 
 from __future__ import annotations

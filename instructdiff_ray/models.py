@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import AutoConfig, AutoTokenizer
 
 from instructdiff_ray.config import ModelConfig
@@ -85,21 +87,31 @@ def find_model(config: ModelConfig) -> Model:
     if is_uri(path) or os.path.isdir(path):
         folder = path if is_uri(path) else os.path.abspath(path)
         return _found(folder, None, config.trust_remote_code, _folder_identity(local_copy(folder)))
-    if path.startswith(("/", ".")) or os.path.isfile(path) or path.count("/") != 1:
+    if path.startswith(("/", ".")) or os.path.isfile(path) or path.count("/") > 1:
         raise UserError(f"model.base={path} is no folder; name a Hugging Face model folder")
-    try:
-        hub = AutoConfig.from_pretrained(
-            path, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"model.base={path} is neither a folder here nor a hub model that can be reached"
-            f" ({_first_line(error)})"
-        ) from None
-    # The commit that a branch stands for now: all workers load the same, and the key names it.
-    commit = getattr(hub, "_commit_hash", None) or config.revision or "main"
+    commit, names = _hub_commit(path, config.revision)
+    _check_files(path, names)
     identity = make_key(hub=path, revision=commit)
     return _found(path, commit, config.trust_remote_code, identity)
+
+
+def _hub_commit(name: str, revision: str | None) -> tuple[str, set[str]]:
+    """The commit that the revision stands for now, and the files in it.
+
+    All workers load this commit, whatever is pushed meanwhile, and the keys name it. Offline, it is
+    what the local hub cache holds.
+    """
+    try:
+        if constants.HF_HUB_OFFLINE:
+            folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+            return folder.name, {path.name for path in folder.iterdir()}
+        info = HfApi().model_info(name, revision=revision)
+    except (OSError, HfHubHTTPError, HFValidationError) as error:
+        raise UserError(
+            f"model.base={name} is neither a folder here nor a hub model that can be reached"
+            f" ({_first_line(error)})"
+        ) from None
+    return str(info.sha), {file.rfilename for file in info.siblings or []}
 
 
 def _found(path: str, revision: str | None, trust: bool, identity: str) -> Model:
@@ -115,19 +127,22 @@ def _found(path: str, revision: str | None, trust: bool, identity: str) -> Model
 
 def _folder_identity(folder: str) -> str:
     files = sorted(p for p in Path(folder).iterdir() if p.suffix in CONTENT and p.is_file())
-    names = {path.name for path in files}
-    if "config.json" not in names:
-        raise UserError(f"model.base={folder} has no config.json; name a Hugging Face model folder")
-    if not any(name.endswith(".safetensors") for name in names):
-        raise UserError(
-            f"model.base={folder} has no weights (*.safetensors); other formats are not read, save"
-            " it again with `save_pretrained(safe_serialization=True)`"
-        )
-    if "tokenizer.json" not in names:
-        raise UserError(f"model.base={folder} has no tokenizer.json; save its tokenizer there")
+    _check_files(folder, {path.name for path in files})
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
         digests = list(pool.map(_file_digest, files))
     return make_key(files={p.name: digest for p, digest in zip(files, digests, strict=True)})
+
+
+def _check_files(path: str, names: set[str]) -> None:
+    if "config.json" not in names:
+        raise UserError(f"model.base={path} has no config.json; name a Hugging Face model folder")
+    if not any(name.endswith(".safetensors") for name in names):
+        raise UserError(
+            f"model.base={path} has no weights (*.safetensors); other formats are not read, save"
+            " it again with `save_pretrained(safe_serialization=True)`"
+        )
+    if "tokenizer.json" not in names:
+        raise UserError(f"model.base={path} has no tokenizer.json; save its tokenizer there")
 
 
 def _file_digest(path: Path) -> str:

@@ -67,6 +67,7 @@ def start_run_folder(folder: Folder) -> None:
 
 def copy_outputs(source: Folder, target: Folder) -> None:
     """Show one round's outputs at the top of the run's folder."""
+    target.delete(SUMMARY)
     names = [name for name in source.sizes() if name != SUMMARY] + [SUMMARY]
     for name in names:
         _copy(source, target, name)

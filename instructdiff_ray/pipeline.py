@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -28,6 +29,20 @@ from instructdiff_ray.sources import find_files
 from instructdiff_ray.storage import Folder, Storage, absolute
 
 
+def run_name() -> str:
+    """A name for a run's folder: when it began, and what tells it from another of that second."""
+    return f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}-{uuid.uuid4().hex[:4]}"
+
+
+def _check_data(config: Config) -> None:
+    try:
+        files = find_files(config.data.paths, config.data.format)
+    except OSError as error:  # a bucket that is missing or closed, a disk that fails
+        raise UserError(f"data.path can't be read: {' '.join(str(error).split())}") from None
+    if not any(file.size for file in files):
+        raise UserError(f"data.path={', '.join(config.data.paths)} holds no row")
+
+
 class Run:
     """One command's run: its configuration, where its artifacts are, and what it has cost so far.
 
@@ -38,14 +53,11 @@ class Run:
     def __init__(self, config: Config, progress: Progress | None = None) -> None:
         self.progress = progress or Progress()
         self.storage = Storage(absolute(config.storage))
-        now = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-        self.folder = Folder(absolute(config.run_dir or f"{self.storage.root}/runs/{now}"))
+        self.folder = Folder(absolute(config.run_dir or f"{self.storage.root}/runs/{run_name()}"))
         if not config.data.paths:
             raise UserError("data.path is not set; name your instruction data, or data.path=demo")
         if config.data.paths != [DEMO]:
-            files = find_files(config.data.paths, config.data.format)
-            if not any(file.size for file in files):
-                raise UserError(f"data.path={', '.join(config.data.paths)} holds no row")
+            _check_data(config)
         base = None if config.model.base == DEMO else find_model(config.model)
         self.config = self._with_demo(config)
         self.base = base or find_model(self.config.model)
@@ -142,7 +154,11 @@ class Run:
                 "samples_scored": dict(self.work.samples),
             },
             "seconds": dict(self.progress.seconds),
-            "keys": {"pool": pool.key, "calibrated_model": calibrated.identity, **keys},
+            "keys": {
+                "pool": pool.key,
+                "calibrated_model": calibrated.identity.split("/")[0],
+                **keys,
+            },
             "domains": by_domain(ranking),
         }
 

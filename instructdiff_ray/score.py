@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,7 @@ from ray.data import ActorPoolStrategy
 
 from instructdiff_ray.config import Config
 from instructdiff_ray.models import Model
-from instructdiff_ray.pool import Pool, id_array, read_pool, stream
+from instructdiff_ray.pool import Pool, among, id_array, read_pool, stream
 from instructdiff_ray.progress import Progress, Stage
 from instructdiff_ray.rendering import Rendering
 from instructdiff_ray.samples import Part
@@ -122,7 +123,7 @@ def score(
     if missing:
         index = pool.index()
         ids = id_array(index)
-        lacks = {role: ~np.isin(ids, _scored_ids(p.pieces)) for role, p in missing.items()}
+        lacks = {role: ~among(ids, _scored_ids(p.pieces)) for role, p in missing.items()}
         tokens = index["tokens"].to_numpy()
         total = int(sum(tokens[mask].sum() for mask in lacks.values()))
         with progress.stage("score", "samples", total) as stage:
@@ -170,6 +171,7 @@ def _run(
                 "precision": config.cluster.precision,
                 "tokens_per_batch": resources.tokens_per_batch,
                 "actors_per_node": resources.max_actors,
+                "gpu": resources.gpus_per_actor > 0,
             },
             batch_size=ROWS_PER_BATCH,
             batch_format="pyarrow",
@@ -198,7 +200,7 @@ class Tokenize:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         if self.subset is not None:
-            wanted = np.isin(id_array(batch), ray.get(self.subset))
+            wanted = among(id_array(batch), ray.get(self.subset))
             batch = batch.filter(pa.array(wanted))
         samples = [[Part(**part) for part in parts] for parts in batch["parts"].to_pylist()]
         encoded = self.rendering.encoder().encode(samples)
@@ -243,12 +245,14 @@ def _account(receipt: pa.Table, roles: Sequence[str], work: Work, stage: Stage) 
 
 def _piece_tables(folder: Folder, columns: list[str]) -> list[pa.Table]:
     names = sorted(name for name in folder.sizes() if name.endswith(".parquet"))
-    return [folder.read_table(name, columns) for name in names]
+    # Thousands of small files: in an object store each is a wait of its own.
+    with ThreadPoolExecutor(32) as threads:
+        return list(threads.map(lambda name: folder.read_table(name, columns), names))
 
 
 def _scored_ids(folder: Folder) -> np.ndarray:
     tables = _piece_tables(folder, ["sample_id"])
-    return id_array(pa.concat_tables(tables)) if tables else np.array([], "S32")
+    return np.unique(id_array(pa.concat_tables(tables))) if tables else np.array([], "S32")
 
 
 def _gather(place: Place, index: pa.Table) -> None:

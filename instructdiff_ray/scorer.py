@@ -18,7 +18,7 @@ class Scorer:
     """A Ray Data actor. Its models share every prepared batch.
 
     models: role → model; precision: fp32 | bf16; tokens_per_batch: padded tokens of one forward
-    pass; actors_per_node: how many may share this machine's cores, when there is no GPU.
+    pass; actors_per_node: how many may share this machine's cores, without a GPU; gpu: use one.
     """
 
     def __init__(
@@ -27,8 +27,10 @@ class Scorer:
         precision: str,
         tokens_per_batch: int,
         actors_per_node: int,
+        gpu: bool,
     ) -> None:
-        if torch.cuda.is_available():
+        # As configured: Ray hides no GPU from an actor that reserved none.
+        if gpu:
             device = torch.device("cuda")
         else:
             device = torch.device("cpu")

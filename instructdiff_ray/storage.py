@@ -23,6 +23,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock
 from pyarrow import fs as pafs
 
 from instructdiff_ray.errors import UserError
@@ -42,7 +43,11 @@ def is_uri(path: str) -> bool:
 
 
 def absolute(path: str) -> str:
-    """A local path made absolute; a URI as it is."""
+    """A local path made absolute; a URI as it is. Raises UserError for a URI with a query."""
+    if is_uri(path) and "?" in path:
+        raise UserError(
+            f"{path}: a query in a URI is not taken; set AWS_ENDPOINT_URL or AWS_REGION instead"
+        )
     return path.rstrip("/") if is_uri(path) else os.path.abspath(os.path.expanduser(path))
 
 
@@ -252,17 +257,17 @@ def local_copy(path: str) -> str:
         raise UserError(f"{path} does not exist or is no folder")
     identity = sorted((f.path, f.size, f.mtime_ns) for f in files if f.is_file)
     target = cache / make_key(path=path, files=identity)
-    if target.exists():
-        return str(target)
-    part = cache / f"{target.name}.{uuid.uuid4().hex}.part"
-    part.mkdir(parents=True)
-    try:
-        pafs.copy_files(remote, str(part), source_filesystem=fs)
-    except BaseException:
-        shutil.rmtree(part)
-        raise
-    try:
-        part.rename(target)
-    except OSError:  # another process was first
-        shutil.rmtree(part)
+    cache.mkdir(parents=True, exist_ok=True)
+    # The actors of a machine ask at once, and a model is large: one copies, the others wait.
+    with FileLock(f"{target}.lock"):
+        if not target.exists():
+            part = cache / f"{target.name}.part"
+            shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
+            part.mkdir()
+            try:
+                pafs.copy_files(remote, str(part), source_filesystem=fs)
+            except BaseException:
+                shutil.rmtree(part)
+                raise
+            part.rename(target)
     return str(target)

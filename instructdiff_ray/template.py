@@ -122,12 +122,12 @@ class Encoder:
 
 
 def training_example(
-    encoded: Encoded, eos_token_id: int | None, chat: bool
+    encoded: Encoded, eos_token_id: int | None, chat: bool, max_length: int
 ) -> dict[str, list[int]]:
     """`input_ids` and `labels` (−100 where no loss is): the responses and the end of each.
 
     Under a chat template the end is the template's own mark; else EOS ends the text, unless it was
-    cut off and so has no end.
+    cut off and so has no end, or fills `max_length`, behind which a model may have no position.
     """
     learned = [
         scored or (chat and closes)
@@ -135,7 +135,8 @@ def training_example(
     ]
     input_ids = list(encoded.input_ids)
     labels = [token if learn else -100 for token, learn in zip(input_ids, learned, strict=True)]
-    if not chat and not encoded.truncated and eos_token_id is not None:
+    ends = not encoded.truncated and len(input_ids) < max_length
+    if not chat and ends and eos_token_id is not None:
         input_ids.append(eos_token_id)
         labels.append(eos_token_id)
     return {"input_ids": input_ids, "labels": labels}

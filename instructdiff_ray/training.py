@@ -1,23 +1,27 @@
 """Supervised fine-tuning with Ray Train workers and the transformers Trainer inside.
 
-The loss is on the responses only. A worker reads the (small) training set whole; the Trainer's own
-sampler, seeded, splits it, so that each optimizer step sees the same samples however many workers
-and accumulation steps share them.
+The loss is on the responses only. Each worker holds the tokens of the whole training set; the
+Trainer's own sampler, seeded, splits it, so that an optimizer step sees the same samples however
+many workers and accumulation steps share them. The last step of an epoch is the exception: where
+workers do not divide what is left, accelerate fills it up with the epoch's first samples.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import ray
 import ray.train
 import torch
+from ray.exceptions import RayActorError
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from torch import Tensor
@@ -84,7 +88,7 @@ def train_worker(config: dict[str, Any]) -> None:
     """One Ray Train worker: a process with its share of every batch."""
     task: TrainTask = config["task"]
     world = ray.train.get_context().get_world_size()
-    if not torch.cuda.is_available():
+    if not task.resources.gpus_per_worker:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
     set_seed(task.seed)
     examples = Examples(task)
@@ -92,7 +96,7 @@ def train_worker(config: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=model,
-            args=_arguments(task, model, examples.longest, world, folder),
+            args=_arguments(task, model, examples, world, folder),
             train_dataset=examples,
             data_collator=collate,
             callbacks=[ReportSteps(config["mailbox"])],
@@ -112,18 +116,23 @@ class Examples(Dataset):
     def __init__(self, task: TrainTask) -> None:
         table = task.samples.read_table("train.parquet")
         encoder = task.rendering.encoder()
-        samples = [[Part(**part) for part in parts] for parts in table["parts"].to_pylist()]
-        encoded = encoder.encode(samples)
         eos, chat = encoder.tokenizer.eos_token_id, task.rendering.template.chat
-        self.items = [training_example(e, eos, chat) for e in encoded if isinstance(e, Encoded)]
-        assert len(self.items) == len(samples), "a pool row was encoded at ingest and is not now"
+        self.items: list[dict[str, np.ndarray]] = []
+        # In chunks, kept as int32: a worker holds the set, and as Python's numbers it is 20 times
+        # as large.
+        for batch in table.to_batches(max_chunksize=1024):
+            samples = [[Part(**part) for part in parts] for parts in batch["parts"].to_pylist()]
+            for encoded in encoder.encode(samples):
+                assert isinstance(encoded, Encoded), "encoded at ingest, and is not now"
+                example = training_example(encoded, eos, chat, task.rendering.max_length)
+                self.items.append({k: np.array(v, np.int32) for k, v in example.items()})
         self.longest = max(len(item["input_ids"]) for item in self.items)
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, position: int) -> dict[str, list[int]]:
-        return self.items[position]
+        return {name: values.tolist() for name, values in self.items[position].items()}
 
 
 def collate(items: list[dict[str, list[int]]]) -> dict[str, Tensor]:
@@ -149,11 +158,12 @@ def micro_batch_size(per_worker: int, longest: int, tokens_per_device: int) -> i
 
 
 def _arguments(
-    task: TrainTask, model: PreTrainedModel, longest: int, world: int, folder: str
+    task: TrainTask, model: PreTrainedModel, examples: Examples, world: int, folder: str
 ) -> TrainingArguments:
     hyper = task.calibrate
     per_worker = hyper.global_batch_size // world
-    micro = micro_batch_size(per_worker, longest, task.resources.tokens_per_device)
+    micro = micro_batch_size(per_worker, examples.longest, task.resources.tokens_per_device)
+    steps = hyper.epochs * math.ceil(len(examples) / hyper.global_batch_size)
     fsdp = _wants_fsdp(task.resources, model, world)
     return TrainingArguments(
         output_dir=folder,
@@ -164,13 +174,15 @@ def _arguments(
         optim="adamw_torch",
         weight_decay=hyper.weight_decay,
         lr_scheduler_type="cosine",
-        warmup_steps=hyper.warmup_steps_ratio,  # below 1 it is a share of all steps
+        # Rounded down: the first of the warm-up steps has a rate of 0, and of one step in all
+        # nothing would be learned.
+        warmup_steps=math.floor(hyper.warmup_steps_ratio * steps),
         max_grad_norm=hyper.max_grad_norm,
         bf16=task.precision == "bf16",
         gradient_checkpointing=hyper.gradient_checkpointing and not fsdp,
         fsdp=fsdp or None,  # type: ignore[arg-type]  # annotated as it was before FSDP2
         fsdp_config={"activation_checkpointing": hyper.gradient_checkpointing} if fsdp else None,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=not task.resources.gpus_per_worker,
         seed=task.seed,
         save_strategy="no",
         logging_steps=1,
@@ -183,7 +195,7 @@ def _arguments(
 def _wants_fsdp(resources: TrainResources, model: PreTrainedModel, world: int) -> bool:
     if resources.fsdp is not None:
         return resources.fsdp
-    if world == 1 or not torch.cuda.is_available():
+    if world == 1 or not resources.gpus_per_worker:
         return False
     memory = torch.cuda.get_device_properties(0).total_memory
     return model.num_parameters() * TRAINING_BYTES_PER_PARAMETER > USABLE_DEVICE_MEMORY * memory
@@ -223,9 +235,11 @@ def _mailbox(stage: Stage) -> Iterator[Any]:
     done = threading.Event()
 
     def look() -> None:
-        if value := ray.get(mailbox.get.remote()):
-            step, stage.total, loss = value
-            stage.add(step - stage.count, note=f"loss {loss:.3f}")
+        # Only news: that its machine was taken away must not fail a training that goes on.
+        with suppress(RayActorError):
+            if value := ray.get(mailbox.get.remote()):
+                step, stage.total, loss = value
+                stage.add(step - stage.count, note=f"loss {loss:.3f}")
 
     def watch() -> None:
         while not done.wait(0.5):

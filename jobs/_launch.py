@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime
 
 import hydra
 import ray
@@ -32,10 +31,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from instructdiff_ray.config import ClusterConfig, Config
 from instructdiff_ray.errors import UserError
-from instructdiff_ray.pipeline import Run
+from instructdiff_ray.pipeline import Run, run_name
 from instructdiff_ray.storage import absolute, is_uri, join
 
-STARTED = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+SWEEP = run_name()
 CONF = os.path.join(ROOT, "conf")
 
 
@@ -60,8 +59,10 @@ def launch(stage: Callable[[Run], None]) -> None:
         except OmegaConfBaseException as error:
             failures.append(_say(_one_line(error)))
 
-    # The demo is what runs when no data is named.
-    named = any(argument.lstrip("+~").startswith("data.path=") for argument in sys.argv[1:])
+    # The demo is what runs when neither data nor model nor domain is named: who names one of them
+    # and forgets another should hear of it.
+    names = {argument.lstrip("+~").split("=")[0] for argument in sys.argv[1:]}
+    named = bool(names & {"data.path", "model", "model.base", "domain"})
     main = hydra.main(
         version_base="1.3", config_path=CONF, config_name="config" if named else "demo"
     )
@@ -89,7 +90,7 @@ def build_config(settings: DictConfig) -> Config:
     assert isinstance(config, Config)
     job = HydraConfig.get()
     if job.mode == RunMode.MULTIRUN:
-        base = config.run_dir or join(config.storage, "runs", STARTED)
+        base = config.run_dir or join(config.storage, "runs", SWEEP)
         config = replace(config, run_dir=join(base, str(job.job.num)))
     if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
         _check_outlives_job(config)

@@ -151,14 +151,14 @@ def test_a_long_sample_is_a_reject_or_cut_off(model: Model) -> None:
 def test_training_learns_the_response_and_its_end_and_nothing_else(model: Model) -> None:
     tokenizer = model.load_tokenizer()
     encoded = encode_one(model, DIRECT, PAIR)
-    example = training_example(encoded, tokenizer.eos_token_id, chat=False)
+    example = training_example(encoded, tokenizer.eos_token_id, False, 512)
     assert example["input_ids"] == [*encoded.input_ids, tokenizer.eos_token_id]
     learned = [label for label in example["labels"] if label != -100]
     assert tokenizer.decode(learned[:-1]) == "Hello there."
     assert learned[-1] == tokenizer.eos_token_id
 
     talk = encode_one(model, CHAT, TALK)
-    example = training_example(talk, tokenizer.eos_token_id, chat=True)
+    example = training_example(talk, tokenizer.eos_token_id, True, 512)
     assert example["input_ids"] == talk.input_ids
     learned = [label for label in example["labels"] if label != -100]
     assert tokenizer.decode(learned) == "1<|im_end|>2, of course<|im_end|>"
@@ -167,5 +167,12 @@ def test_training_learns_the_response_and_its_end_and_nothing_else(model: Model)
 def test_a_cut_off_sample_is_not_taught_to_end(model: Model) -> None:
     length = len(encode_one(model, DIRECT, PAIR).input_ids)
     cut = encode_one(model, DIRECT, PAIR, max_length=length - 1, truncate=True)
-    example = training_example(cut, model.load_tokenizer().eos_token_id, chat=False)
+    example = training_example(cut, model.load_tokenizer().eos_token_id, False, 512)
     assert example["input_ids"] == cut.input_ids
+
+
+def test_a_sample_that_fills_the_maximum_gets_no_token_behind_it(model: Model) -> None:
+    encoded, eos = encode_one(model, DIRECT, PAIR), model.load_tokenizer().eos_token_id
+    length = len(encoded.input_ids)
+    assert training_example(encoded, eos, False, length)["input_ids"] == encoded.input_ids
+    assert len(training_example(encoded, eos, False, length + 1)["input_ids"]) == length + 1
