@@ -42,7 +42,7 @@ class Outcome:
 
 
 def write_outputs(folder: Folder, outcome: Outcome) -> None:
-    """Write all files of one round into `folder`."""
+    """Write all files of one round into `folder` but the summary, which makes them complete."""
     folder.delete(SUMMARY)
     pool, ranking = outcome.pool, outcome.ranking
     picks = _examples(ranking)
@@ -55,7 +55,6 @@ def write_outputs(folder: Folder, outcome: Outcome) -> None:
     folder.write_bytes("config.yaml", outcome.config_yaml.encode())
     page = render_report(outcome.summary, ranking, outcome.config_yaml, examples)
     folder.write_bytes("report/index.html", page.encode())
-    folder.write_json(SUMMARY, outcome.summary)
 
 
 def start_run_folder(folder: Folder) -> None:

@@ -18,7 +18,13 @@ from instructdiff_ray.demo.artifacts import DEMO, demo_model, demo_pool
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.ingest import ingest, pool_artifact
 from instructdiff_ray.models import Model, find_model
-from instructdiff_ray.outputs import Outcome, copy_outputs, start_run_folder, write_outputs
+from instructdiff_ray.outputs import (
+    SUMMARY,
+    Outcome,
+    copy_outputs,
+    start_run_folder,
+    write_outputs,
+)
 from instructdiff_ray.pool import Pool, open_pool
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.ranking import by_domain, fate_counts, rank, selected_ids
@@ -102,7 +108,10 @@ class Run:
         return finished_scores(self.config, pool, models, self.storage)
 
     def select(self, pool: Pool, scores: Mapping[str, pa.Table]) -> pa.Table:
-        return rank(pool.index(), scores, self.config.select)
+        with self.progress.stage("select", "samples") as stage:
+            ranking = rank(pool.index(), scores, self.config.select)
+            stage.add(ranking.num_rows)
+        return ranking
 
     def training_ids(self, pool: Pool, round: int) -> list[str]:
         """What round `round` calibrates on, from finished artifacts: the warm-up subset, or the
@@ -123,6 +132,9 @@ class Run:
             self.summary = self._summary(round, pool, calibrated, ranking)
             write_outputs(folder, Outcome(pool, ranking, self.summary, self.config_yaml()))
             stage.add(self.summary["counts"]["selected"])
+            earlier = self.progress.seconds.get("write", 0.0)
+            self.summary["seconds"]["write"] = earlier + stage.elapsed()
+            folder.write_json(SUMMARY, self.summary)
             if round == rounds > 1:
                 copy_outputs(folder, self.folder)
 

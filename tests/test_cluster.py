@@ -49,7 +49,7 @@ def test_workers_are_spot_machines_with_gpus_and_start_from_none(cluster: dict[s
 
 
 def test_the_workers_of_one_training_fit(cluster: dict[str, Any]) -> None:
-    train = yaml.safe_load((ROOT / "conf/cluster/large.yaml").read_text())["train"]
+    train = yaml.safe_load((ROOT / "conf/cluster/large.yaml").read_text())["cluster"]["train"]
     gpus = max(worker["resources"]["GPU"] for worker in workers(cluster))
     assert train["workers"] * train["gpus_per_worker"] <= gpus
 
