@@ -6,17 +6,17 @@ the steps as learning-rate warm-up, gradient clipping.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pyarrow as pa
 
-from instructdiff_ray.config import Config
+from instructdiff_ray.config import Config, TrainResources
 from instructdiff_ray.models import Model
 from instructdiff_ray.pool import Pool, pool_rows
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.rendering import Rendering
-from instructdiff_ray.storage import Artifact, Folder, Storage, make_key
+from instructdiff_ray.storage import Artifact, Finished, Storage, make_key
 
 VERSION = 1  # of what this stage computes; raise it when the same input gives another model
 
@@ -41,12 +41,18 @@ def model_artifact(
     return storage.artifact("models", make_key(**inputs)), inputs
 
 
-def calibrated_model(base: Model, folder: Folder, key: str) -> Model:
-    """The model in a finished artifact's folder."""
-    # The key says what was trained, the attempt which training it was: on GPUs no two give the same
-    # weights to the last bit, and scores of two must not be mixed.
-    identity = f"{key}/{folder.path.rsplit('/', 1)[-1]}"
-    return Model(folder.sub("model").path, None, base.trust_remote_code, identity, base.max_length)
+def calibrated_model(base: Model, finished: Finished, key: str) -> Model:
+    """The model of a finished artifact."""
+    # The key says what was trained, the weights which training it was: on GPUs no two give the same
+    # to the last bit, and scores of two must not be mixed.
+    weights = finished.info["weights"]
+    return replace(
+        base,
+        path=finished.folder.sub("model").path,
+        revision=None,
+        identity=f"{key}/{weights}",
+        digest=weights,
+    )
 
 
 def calibrate(
@@ -60,7 +66,7 @@ def calibrate(
     """The base model fine-tuned on these samples of the pool, from storage or trained now."""
     artifact, inputs = model_artifact(config, base, sample_ids, storage)
     if finished := artifact.finished():
-        return calibrated_model(base, finished.folder, artifact.key)
+        return calibrated_model(base, finished, artifact.key)
     # Imported here: the Trainer takes seconds to import, and a finished model needs none.
     from instructdiff_ray.training import TrainTask, fit
 
@@ -77,8 +83,16 @@ def calibrate(
             seed=config.seed,
             samples=scratch,
             target=attempt.folder.sub("model"),
+            checkpoints=_checkpoints(artifact.key, config.cluster.train, storage),
         )
-        fit(task, stage)
+        weights = fit(task, stage)
         scratch.delete()
-        finished = attempt.finish(inputs, {"samples": len(sample_ids)})
-        return calibrated_model(base, finished.folder, artifact.key)
+        finished = attempt.finish(inputs, {"samples": len(sample_ids), "weights": weights})
+        task.checkpoints.home.delete()
+        return calibrated_model(base, finished, artifact.key)
+
+
+def _checkpoints(key: str, resources: TrainResources, storage: Storage) -> Artifact:
+    """Where a training leaves its checkpoints; they serve as many workers as wrote them."""
+    layout = {"workers": resources.workers, "fsdp": resources.fsdp}
+    return storage.artifact("checkpoints", make_key(model=key, **layout))

@@ -27,6 +27,8 @@ class DataConfig:
     domain_column: column that names each row's domain; None gives all rows the configured domain.
     keep_duplicates: keep rows whose instruction and response were already read.
     over_long: reject | truncate what is longer than `calibrate.max_length` tokens.
+    max_reject_ratio: share of the rows read that may be rejected, duplicates aside, before the run
+        stops.
     """
 
     path: Any = None
@@ -36,6 +38,7 @@ class DataConfig:
     domain_column: str | None = None
     keep_duplicates: bool = False
     over_long: str = "reject"
+    max_reject_ratio: float = 0.5
 
     def __post_init__(self) -> None:
         known = ("json", "jsonl", "parquet", "csv")
@@ -48,6 +51,10 @@ class DataConfig:
             f"data.over_long={self.over_long} is not known; use reject or truncate",
         )
         _require(self.limit is None or self.limit > 0, f"data.limit={self.limit} must be 1 or more")
+        _require(
+            0 <= self.max_reject_ratio <= 1,
+            f"data.max_reject_ratio={self.max_reject_ratio} must be in [0, 1]",
+        )
         if self.columns is not None:
             names = ("instruction", "input", "response", "messages")
             for name in self.columns:
@@ -194,12 +201,14 @@ class TrainResources:
     workers: processes, each with `gpus_per_worker` GPUs (0 trains on CPU).
     tokens_per_device: tokens in one forward and backward pass; the accumulation steps follow.
     fsdp: shard model and optimizer over the workers; None does when they don't fit one device.
+    checkpoint_minutes: time between two checkpoints, and so what a crash may cost.
     """
 
     workers: int = 1
     gpus_per_worker: float = 0
     tokens_per_device: int = 8192
     fsdp: bool | None = None
+    checkpoint_minutes: float = 10
 
     def __post_init__(self) -> None:
         _require(self.workers >= 1, f"cluster.train.workers={self.workers} must be ≥ 1")
@@ -211,6 +220,10 @@ class TrainResources:
         _require(
             self.tokens_per_device >= 1,
             f"cluster.train.tokens_per_device={self.tokens_per_device} must be ≥ 1",
+        )
+        _require(
+            self.checkpoint_minutes >= 0,
+            f"cluster.train.checkpoint_minutes={self.checkpoint_minutes} must be 0 or more",
         )
         _require(
             not (self.fsdp and self.workers == 1),

@@ -26,14 +26,16 @@ from instructdiff_ray.pool import POOL, REJECTS, Pool, open_pool, stream
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.rendering import Rendering
 from instructdiff_ray.samples import Part, Reject, domain_of, parse_row, sample_id
-from instructdiff_ray.settle import reject_row, settle_pool
+from instructdiff_ray.settle import Settling, reject_row
 from instructdiff_ray.sources import SourceFile, find_files, read_rows
 from instructdiff_ray.storage import Artifact, Folder, Storage, make_key
 from instructdiff_ray.template import Encoded
 
-VERSION = 1  # of what this stage computes; raise it when the same input gives another pool
+VERSION = 2  # of what this stage computes; raise it when the same input gives another pool
 ROWS_PER_PART = 4096
 READ_CHUNK_ROWS = 1024
+# To start a reader costs as much as to read this.
+BYTES_PER_READER = 4 << 20
 
 
 def pool_artifact(config: Config, model: Model, storage: Storage) -> tuple[Artifact, dict]:
@@ -43,7 +45,9 @@ def pool_artifact(config: Config, model: Model, storage: Storage) -> tuple[Artif
     nothing changed would cost more than ingesting again, which runs no model.
     """
     files = find_files(config.data.paths, config.data.format)
-    data = {name: value for name, value in asdict(config.data).items() if name != "path"}
+    data = asdict(config.data)
+    for name in ("path", "max_reject_ratio"):  # the one is in `files`, the other changes no pool
+        del data[name]
     inputs = {
         "version": VERSION,
         "files": [asdict(file) for file in files],
@@ -64,11 +68,11 @@ def ingest(config: Config, model: Model, storage: Storage, progress: Progress) -
         return open_pool(finished, artifact.key)
     files = find_files(config.data.paths, config.data.format)
     with artifact.attempt() as attempt, progress.stage("ingest", "rows", _bytes(files)) as stage:
-        receipts = [RECEIPT.empty_table()]
+        settling = Settling(config.data.keep_duplicates, attempt.folder)
         for receipt in _parse_files(files, config, model, attempt.folder):
-            receipts.append(receipt.drop_columns("bytes"))
+            settling.add(receipt)
             stage.add(receipt.num_rows, work=pc.sum(receipt["bytes"]).as_py())
-        info = settle_pool(pa.concat_tables(receipts), config.data.keep_duplicates, attempt.folder)
+        info = settling.finish()
         if not info["counts"]["pool"]:
             raise UserError(_empty_pool(config.data.paths, info["counts"]["rejected"]))
         return open_pool(attempt.finish(inputs, info), artifact.key)
@@ -87,7 +91,7 @@ def _parse_files(
     """Run the Ray Data pipeline; yields receipts: a narrow row for each row, in source order."""
     parse = ParseRows(config.data, config.domain, Rendering.of(config, model), folder)
     # A limit is a quick look: one reader takes the first rows of all files in their order.
-    shards = [files] if config.data.limit else [[file] for file in files]
+    shards = [files] if config.data.limit else list(_shards(files))
     items = [{"shard": [asdict(file) for file in shard]} for shard in shards]
     dataset = (
         ray.data.from_items(items, override_num_blocks=len(items))
@@ -99,6 +103,19 @@ def _parse_files(
     )
     dataset.context.execution_options.preserve_order = True
     return stream(dataset)
+
+
+def _shards(files: Sequence[SourceFile]) -> Iterator[list[SourceFile]]:
+    """Files in their order, one reader's each: a large one, or many small ones."""
+    shard: list[SourceFile] = []
+    size = 0
+    for file in files:
+        if shard and size + file.size > BYTES_PER_READER:
+            yield shard
+            shard, size = [], 0
+        shard.append(file)
+        size += file.size
+    yield shard
 
 
 def read_shard(batch: dict[str, Any], limit: int | None) -> Iterator[pa.Table]:

@@ -15,8 +15,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import AutoConfig, AutoTokenizer
 
 from instructdiff_ray.config import ModelConfig
-from instructdiff_ray.errors import UserError
-from instructdiff_ray.storage import is_uri, local_copy, make_key
+from instructdiff_ray.errors import DamagedFile, UserError
+from instructdiff_ray.storage import Folder, is_uri, local_copy, make_key
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -34,6 +34,7 @@ class Model:
     identity: short hash of the weights and everything else that a folder holds, or of a hub
         model's name and commit.
     max_length: positions that the model can attend over; None where its config has no limit.
+    digest: what `folder_identity` gave when the folder was written; None for one that is not ours.
     """
 
     path: str
@@ -41,6 +42,15 @@ class Model:
     trust_remote_code: bool
     identity: str
     max_length: int | None
+    digest: str | None = None
+
+    def check(self) -> None:
+        """Raises DamagedFile where a folder of ours is not what was written; it is deleted."""
+        if self.digest and folder_identity(local_copy(self.path)) != self.digest:
+            Folder(self.path).delete()
+            raise DamagedFile(
+                f"{self.path} was damaged and is deleted; the same command trains it anew"
+            )
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -86,7 +96,7 @@ def find_model(config: ModelConfig) -> Model:
     path = os.path.expanduser(path)
     if is_uri(path) or os.path.isdir(path):
         folder = path if is_uri(path) else os.path.abspath(path)
-        return _found(folder, None, config.trust_remote_code, _folder_identity(local_copy(folder)))
+        return _found(folder, None, config.trust_remote_code, folder_identity(local_copy(folder)))
     if path.startswith(("/", ".")) or os.path.isfile(path) or path.count("/") > 1:
         raise UserError(f"model.base={path} is no folder; name a Hugging Face model folder")
     commit, names = _hub_commit(path, config.revision)
@@ -125,7 +135,8 @@ def _found(path: str, revision: str | None, trust: bool, identity: str) -> Model
     return Model(path, revision, trust, identity, max_length)
 
 
-def _folder_identity(folder: str) -> str:
+def folder_identity(folder: str) -> str:
+    """Short hash of all that a model folder's files hold. UserError where it is no such folder."""
     files = sorted(p for p in Path(folder).iterdir() if p.suffix in CONTENT and p.is_file())
     _check_files(folder, {path.name for path in files})
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock

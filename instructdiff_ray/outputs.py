@@ -10,14 +10,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
-from instructdiff_ray.pool import REJECTS, Pool, pool_rows
-from instructdiff_ray.ranking import selected_ids
+from instructdiff_ray.pool import REJECTS, pool_rows
+from instructdiff_ray.ranking import RANKING, Ranking, selected_ids
 from instructdiff_ray.report import Example, render_report
+from instructdiff_ray.samples import Reject
 from instructdiff_ray.select import ABOVE, BELOW, NOT_TOP, SELECTED
+from instructdiff_ray.settle import reject_row
 from instructdiff_ray.storage import Folder, open_filesystem
 
 SUMMARY = "summary.json"
@@ -35,8 +38,7 @@ EXAMPLES = {
 class Outcome:
     """One round's result. config_yaml: the resolved configuration."""
 
-    pool: Pool
-    ranking: pa.Table
+    ranking: Ranking
     summary: dict[str, Any]
     config_yaml: str
 
@@ -44,16 +46,17 @@ class Outcome:
 def write_outputs(folder: Folder, outcome: Outcome) -> None:
     """Write all files of one round into `folder` but the summary, which makes them complete."""
     folder.delete(SUMMARY)
-    pool, ranking = outcome.pool, outcome.ranking
-    picks = _examples(ranking)
-    parts = _write_selected(folder, pool, set(selected_ids(ranking)), set().union(*picks.values()))
+    ranking = outcome.ranking
+    picks = _examples(ranking.table)
+    rows = _write_ranking(folder, ranking, {row for rows in picks.values() for row in rows})
+    parts = _write_selected(folder, ranking, {row["sample_id"] for row in rows.values()})
     examples = {
-        heading: [_example(ranking, id, parts[id]) for id in ids] for heading, ids in picks.items()
+        heading: [_example(rows[place], parts[rows[place]["sample_id"]]) for place in places]
+        for heading, places in picks.items()
     }
-    folder.write_table("ranking.parquet", ranking)
-    _write_rejects(folder, pool)
+    _write_rejects(folder, ranking)
     folder.write_bytes("config.yaml", outcome.config_yaml.encode())
-    page = render_report(outcome.summary, ranking, outcome.config_yaml, examples)
+    page = render_report(outcome.summary, ranking.table, outcome.config_yaml, examples)
     folder.write_bytes("report/index.html", page.encode())
 
 
@@ -79,13 +82,28 @@ def _copy(source: Folder, target: Folder, name: str) -> None:
     pafs.copy_files(path, place, source_filesystem=fs, destination_filesystem=fs)
 
 
+def _write_ranking(folder: Folder, ranking: Ranking, wanted: set[int]) -> dict[int, dict[str, Any]]:
+    """Write `ranking.parquet`; gives the rows whose places in it are wanted."""
+    found, start = {}, 0
+    with folder.open_table("ranking.parquet", RANKING) as write:
+        for rows in ranking.rows():
+            write(rows)
+            for place in wanted:
+                if start <= place < start + rows.num_rows:
+                    (found[place],) = rows.slice(place - start, 1).to_pylist()
+            start += rows.num_rows
+    return found
+
+
 def _write_selected(
-    folder: Folder, pool: Pool, selected: set[str], examples: set[str]
+    folder: Folder, ranking: Ranking, examples: set[str]
 ) -> dict[str, list[dict[str, str]]]:
     """Write `selected.jsonl`, source rows in source order; gives the parts of the examples."""
+    selected = set(selected_ids(ranking))
     written, parts = 0, {}
+    columns = ["sample_id", "source", "parts"]
     with folder.open_output("selected.jsonl") as stream:
-        for table in pool_rows(pool, selected | examples, ["sample_id", "source", "parts"]):
+        for table in pool_rows(ranking.pool, selected | examples, columns):
             for row in table.to_pylist():
                 if row["sample_id"] in selected:
                     stream.write(row["source"].encode() + b"\n")
@@ -96,27 +114,42 @@ def _write_selected(
     return parts
 
 
-def _write_rejects(folder: Folder, pool: Pool) -> None:
+def _write_rejects(folder: Folder, ranking: Ranking) -> None:
+    """Write `rejects.jsonl`: what ingest rejected, then what could not be scored."""
+    pool = ranking.pool
     with folder.open_output("rejects.jsonl") as stream:
         for name in pool.rejects:
             for row in pool.folder.read_table(name).select(REJECTS.names).to_pylist():
-                stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                stream.write(_json_line(row))
+        unscored = {row["sample_id"]: row for row in ranking.rejected.to_pylist()}
+        if not unscored:
+            return
+        for table in pool_rows(pool, unscored, ["sample_id", "file", "line", "source"]):
+            for row in table.to_pylist():
+                why = unscored[row["sample_id"]]
+                reject = Reject(why["reason"], why["detail"])
+                stream.write(_json_line(reject_row({**row, "text": row["source"]}, reject)))
 
 
-def _examples(ranking: pa.Table) -> dict[str, list[str]]:
+def _json_line(row: dict[str, Any]) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+
+
+def _examples(table: pa.Table) -> dict[str, list[int]]:
+    """Places in the ranking of the rows to show under each heading."""
+    table = table.append_column("place", pa.array(np.arange(table.num_rows)))
     picks = {}
     for heading, (fate, column, order) in EXAMPLES.items():
-        rows = ranking.filter(pc.equal(ranking["fate"], fate))
-        keys = [(column, order), ("sample_id", "ascending")]
+        rows = table.filter(pc.equal(table["fate"], fate)).select([column, "place"])
+        keys = [(column, order), ("place", "ascending")]
         first = pc.select_k_unstable(rows, EXAMPLES_EACH, sort_keys=keys)
-        picks[heading] = rows.take(first)["sample_id"].to_pylist()
-    return {heading: ids for heading, ids in picks.items() if ids}
+        picks[heading] = rows.take(first)["place"].to_pylist()
+    return {heading: places for heading, places in picks.items() if places}
 
 
-def _example(ranking: pa.Table, sample_id: str, parts: list[dict[str, str]]) -> Example:
-    row = ranking.filter(pc.equal(ranking["sample_id"], sample_id)).to_pylist()[0]
+def _example(row: dict[str, Any], parts: list[dict[str, str]]) -> Example:
     return Example(
-        sample_id=sample_id,
+        sample_id=row["sample_id"],
         domain=row["domain"],
         fate=row["fate"],
         delta_nll=row["delta_nll"],

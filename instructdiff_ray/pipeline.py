@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-import pyarrow as pa
 import yaml
 
 from instructdiff_ray.calibrate import calibrate, calibrated_model, model_artifact
@@ -25,14 +24,21 @@ from instructdiff_ray.outputs import (
     start_run_folder,
     write_outputs,
 )
-from instructdiff_ray.pool import Pool, open_pool
+from instructdiff_ray.pool import Pool, check_rejects, open_pool
 from instructdiff_ray.progress import Progress
-from instructdiff_ray.ranking import by_domain, fate_counts, rank, selected_ids
+from instructdiff_ray.ranking import (
+    Ranking,
+    by_domain,
+    fate_counts,
+    rank,
+    scored_counts,
+    selected_ids,
+)
 from instructdiff_ray.rendering import Rendering
-from instructdiff_ray.sampling import sample_warmup
+from instructdiff_ray.sampling import floor_share, sample_warmup
 from instructdiff_ray.score import Work, finished_scores, score, scores_keys
 from instructdiff_ray.sources import find_files
-from instructdiff_ray.storage import Folder, Storage, absolute
+from instructdiff_ray.storage import Finished, Folder, Storage, absolute
 
 
 def run_name() -> str:
@@ -78,7 +84,9 @@ class Run:
             )
 
     def ingest(self) -> Pool:
-        return ingest(self.config, self.base, self.storage, self.progress)
+        pool = ingest(self.config, self.base, self.storage, self.progress)
+        check_rejects(pool, self.config.data.max_reject_ratio)
+        return pool
 
     def finished_pool(self) -> Pool:
         """The pool from storage; UserError where it was not ingested yet."""
@@ -86,8 +94,7 @@ class Run:
         return open_pool(artifact.require("the pool", "run jobs/ingest.py first"), artifact.key)
 
     def sample_warmup(self, pool: Pool) -> list[str]:
-        ids = pool.index()["sample_id"].to_pylist()
-        return sample_warmup(ids, self.config.calibrate.ratio, self.config.seed)
+        return sample_warmup(pool.ids, self.config.calibrate.ratio, self.config.seed)
 
     def calibrate(self, pool: Pool, sample_ids: list[str]) -> Model:
         return calibrate(self.config, pool, self.base, sample_ids, self.storage, self.progress)
@@ -96,21 +103,21 @@ class Run:
         """The model calibrated on these samples; UserError where it was not trained yet."""
         artifact, _ = model_artifact(self.config, self.base, sample_ids, self.storage)
         finished = artifact.require("the calibrated model", "run jobs/calibrate.py first")
-        return calibrated_model(self.base, finished.folder, artifact.key)
+        return calibrated_model(self.base, finished, artifact.key)
 
-    def score(self, pool: Pool, calibrated: Model) -> dict[str, pa.Table]:
+    def score(self, pool: Pool, calibrated: Model) -> dict[str, Finished]:
         models = {"base": self.base, "calibrated": calibrated}
         return score(self.config, pool, models, self.storage, self.progress, self.work)
 
-    def finished_scores(self, pool: Pool, calibrated: Model) -> dict[str, pa.Table]:
+    def finished_scores(self, pool: Pool, calibrated: Model) -> dict[str, Finished]:
         """The scores from storage; UserError where they were not computed yet."""
         models = {"base": self.base, "calibrated": calibrated}
         return finished_scores(self.config, pool, models, self.storage)
 
-    def select(self, pool: Pool, scores: Mapping[str, pa.Table]) -> pa.Table:
+    def select(self, pool: Pool, scores: Mapping[str, Finished]) -> Ranking:
         with self.progress.stage("select", "samples") as stage:
-            ranking = rank(pool.index(), scores, self.config.select)
-            stage.add(ranking.num_rows)
+            ranking = rank(pool, scores, self.config.select)
+            stage.add(ranking.table.num_rows)
         return ranking
 
     def training_ids(self, pool: Pool, round: int) -> list[str]:
@@ -122,15 +129,15 @@ class Run:
             ids = selected_ids(self.select(pool, self.finished_scores(pool, calibrated)))
         return ids
 
-    def write(self, round: int, pool: Pool, calibrated: Model, ranking: pa.Table) -> None:
+    def write(self, round: int, calibrated: Model, ranking: Ranking) -> None:
         """Write the outputs of one round; the last round's also show at the top of the folder."""
         rounds = self.config.rounds
         folder = self.folder.sub(f"round-{round}") if rounds > 1 else self.folder
         with self.progress.stage("write", "rows") as stage:
             if round == 1:
                 start_run_folder(self.folder)
-            self.summary = self._summary(round, pool, calibrated, ranking)
-            write_outputs(folder, Outcome(pool, ranking, self.summary, self.config_yaml()))
+            self.summary = self._summary(round, calibrated, ranking)
+            write_outputs(folder, Outcome(ranking, self.summary, self.config_yaml()))
             stage.add(self.summary["counts"]["selected"])
             earlier = self.progress.seconds.get("write", 0.0)
             self.summary["seconds"]["write"] = earlier + stage.elapsed()
@@ -145,7 +152,8 @@ class Run:
     def config_yaml(self) -> str:
         return yaml.safe_dump(asdict(self.config), allow_unicode=True, sort_keys=False)
 
-    def _summary(self, round: int, pool: Pool, calibrated: Model, ranking: pa.Table) -> dict:
+    def _summary(self, round: int, calibrated: Model, ranking: Ranking) -> dict:
+        pool = ranking.pool
         scored_s = self.progress.seconds.get("score", 0.0) if self.work.tokens else 0.0
         models = {"base": self.base, "calibrated": calibrated}
         keys = scores_keys(self.config, pool, models, self.storage)
@@ -154,7 +162,8 @@ class Run:
             "rounds": self.config.rounds,
             "counts": {
                 **pool.counts,
-                "warmup": len(self.sample_warmup(pool)),
+                **scored_counts(ranking),
+                "warmup": floor_share(self.config.calibrate.ratio, len(pool)),
                 **fate_counts(ranking),
             },
             "base_model": self.base.path,

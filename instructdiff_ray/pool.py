@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,8 +13,9 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
+from instructdiff_ray.buckets import id_array
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.storage import Finished, Folder
 
@@ -40,7 +42,8 @@ REJECTS = pa.schema(
         ("source", pa.large_string()),
     ]
 )
-# One row a sample, sorted by sample_id: all that the driver needs to sample, align and select.
+# One row a sample, sorted by sample_id: all that the driver needs to sample, align and select. A
+# row group holds a bucket.
 INDEX = pa.schema(
     [
         ("sample_id", pa.string()),
@@ -68,8 +71,14 @@ class Pool:
     rejects: list[str]
     counts: dict[str, Any]
 
-    def index(self) -> pa.Table:
-        return self.folder.read_table("index.parquet")
+    def index(self) -> Iterator[pa.Table]:
+        """The index, a bucket at a time, in the order of sample_id."""
+        return self.folder.read_row_groups("index.parquet")
+
+    def ids(self) -> Iterator[str]:
+        """Every sample_id, in order."""
+        for table in self.index():
+            yield from table["sample_id"].to_pylist()
 
     def __len__(self) -> int:
         return int(self.counts["pool"])
@@ -93,17 +102,12 @@ class KeepIds:
         return batch.filter(pa.array(among(id_array(batch), ray.get(self.ids))))
 
 
-def id_array(table: pa.Table) -> np.ndarray:
-    """sample_id as fixed-width bytes, which NumPy sorts and searches quickly."""
-    return table["sample_id"].to_numpy().astype("S")
-
-
-def among(ids: np.ndarray, ordered: np.ndarray) -> np.ndarray:
-    """A mask: which of `ids` are in `ordered`. It is sorted, so a block costs no sort of it all."""
+def among(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+    """A mask: which `values` are in `ordered`. It is sorted, so a block costs no sort of it all."""
     if not len(ordered):
-        return np.zeros(len(ids), dtype=bool)
-    places = np.minimum(np.searchsorted(ordered, ids), len(ordered) - 1)
-    return ordered[places] == ids
+        return np.zeros(len(values), dtype=bool)
+    places = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
+    return np.asarray(ordered[places] == values)
 
 
 def pool_rows(pool: Pool, sample_ids: Iterable[str], columns: list[str]) -> Iterator[pa.Table]:
@@ -144,9 +148,26 @@ def stream(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
         ):
             assert isinstance(table, pa.Table)
             yield table
-    except RayTaskError as error:
+    except (RayTaskError, RayActorError) as error:
         # Of what a worker raised inside a dataset, Ray hands on the text and not the object.
-        name = f"{UserError.__module__}.{UserError.__qualname__}"
-        if told := re.search(rf"^{re.escape(name)}: (.+)$", str(error), re.MULTILINE):
+        module = re.escape(UserError.__module__)
+        if told := re.search(rf"^{module}\.\w+: (.+)$", str(error), re.MULTILINE):
             raise UserError(told.group(1)) from error
         raise
+
+
+def check_rejects(pool: Pool, limit: float, more: Mapping[str, int] | None = None) -> None:
+    """Raises UserError where more than this share of all rows read was rejected.
+
+    more: rejects of later stages, by reason. Duplicates don't count: nothing is wrong with them.
+    """
+    rejected = Counter(pool.counts["rejected"]) + Counter(more or {})
+    bad = {reason: count for reason, count in rejected.items() if reason != "duplicate"}
+    read = pool.counts["read"]
+    if sum(bad.values()) > limit * read:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in bad.items())
+        raise UserError(
+            f"{sum(bad.values()):,} of {read:,} rows were rejected ({reasons}), more than"
+            f" data.max_reject_ratio={limit:g}; look at {pool.folder.path}/rejects-*.parquet, and"
+            " raise it if they may go"
+        )

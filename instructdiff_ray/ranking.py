@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,80 +12,161 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from instructdiff_ray.config import SelectConfig
-from instructdiff_ray.select import ABOVE, BELOW, NOT_TOP, SELECTED, select
+from instructdiff_ray.errors import UserError
+from instructdiff_ray.pool import Pool
+from instructdiff_ray.select import ABOVE, BELOW, FATES, NOT_TOP, SELECTED, select
+from instructdiff_ray.storage import Finished
 
 QUANTILES = (5, 25, 50, 75, 95)
+SCORES = "scores.parquet"
+# The columns of `ranking.parquet`.
+RANKING = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("domain", pa.string()),
+        ("response_tokens", pa.int32()),
+        ("base_nll", pa.float64()),
+        ("base_entropy", pa.float64()),
+        ("calibrated_nll", pa.float64()),
+        ("calibrated_entropy", pa.float64()),
+        ("delta_nll", pa.float64()),
+        ("delta_entropy", pa.float64()),
+        ("fate", pa.string()),
+    ]
+)
+REJECTED = pa.schema([("sample_id", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 
 
-def rank(index: pa.Table, scores: Mapping[str, pa.Table], config: SelectConfig) -> pa.Table:
-    """The columns of `ranking.parquet`, sorted by sample_id.
+@dataclass(frozen=True)
+class Ranking:
+    """A ranked pool.
 
-    index: the pool's; scores: of `base` and `calibrated`, in the order of the index (nats).
-    delta_nll = calibrated − base (Eq. 1), delta_entropy = base − calibrated (Eq. 2).
+    table: domain, response_tokens, delta_nll, delta_entropy (nats) and fate of each sample that has
+        scores, in the order of sample_id: all that the driver holds of it.
+    rejected: rows of REJECTED, the samples that could not be scored.
     """
-    base, calibrated = scores["base"], scores["calibrated"]
-    for table in (base, calibrated):
-        assert table["sample_id"].equals(index["sample_id"]), "scores of another pool"
-    delta_nll = pc.subtract(calibrated["nll"], base["nll"])
-    delta_entropy = pc.subtract(base["entropy"], calibrated["entropy"])
+
+    pool: Pool
+    scores: Mapping[str, Finished]
+    table: pa.Table
+    rejected: pa.Table
+
+    def rows(self) -> Iterator[pa.Table]:
+        """All columns of RANKING, a bucket at a time, in the order of sample_id."""
+        start = 0
+        for index, base, calibrated, _ in _scored(self.pool, self.scores):
+            narrow = self.table.slice(start, index.num_rows)
+            start += index.num_rows
+            columns = [index["sample_id"], narrow["domain"], index["response_tokens"]]
+            columns += [base["nll"], base["entropy"], calibrated["nll"], calibrated["entropy"]]
+            columns += [narrow["delta_nll"], narrow["delta_entropy"], narrow["fate"]]
+            casted = [c.cast(f.type) for c, f in zip(columns, RANKING, strict=True)]
+            yield pa.table(casted, schema=RANKING)
+
+
+def rank(pool: Pool, scores: Mapping[str, Finished], config: SelectConfig) -> Ranking:
+    """Filter and rank the pool.
+
+    scores: of `base` and `calibrated`. delta_nll = calibrated − base (Eq. 1), delta_entropy = base
+    − calibrated (Eq. 2). Raises UserError where no sample has scores.
+    """
+    tables, rejects = [], [REJECTED.empty_table()]
+    for index, base, calibrated, rejected in _scored(pool, scores):
+        rejects.append(rejected)
+        tables.append(
+            pa.table(
+                {
+                    "domain": index["domain"],
+                    "response_tokens": index["response_tokens"],
+                    "delta_nll": pc.subtract(calibrated["nll"], base["nll"]),
+                    "delta_entropy": pc.subtract(base["entropy"], calibrated["entropy"]),
+                }
+            )
+        )
+    table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+    if not table.num_rows:
+        raise UserError("no sample of the pool could be scored; see the pieces in storage")
     fates = select(
-        index["sample_id"].to_numpy().astype("S"),
-        index["domain"].to_numpy(),
-        delta_nll.to_numpy(),
-        delta_entropy.to_numpy(),
+        table["domain"].combine_chunks().indices.to_numpy(),
+        table["delta_nll"].to_numpy(),
+        table["delta_entropy"].to_numpy(),
         config,
     )
-    return pa.table(
-        {
-            "sample_id": index["sample_id"],
-            "domain": index["domain"].cast(pa.string()),
-            "response_tokens": index["response_tokens"],
-            "base_nll": base["nll"],
-            "base_entropy": base["entropy"],
-            "calibrated_nll": calibrated["nll"],
-            "calibrated_entropy": calibrated["entropy"],
-            "delta_nll": delta_nll,
-            "delta_entropy": delta_entropy,
-            "fate": pa.array(fates, pa.string()),
-        }
-    )
+    fate = pa.DictionaryArray.from_arrays(fates, list(FATES))
+    return Ranking(pool, scores, table.append_column("fate", fate), pa.concat_tables(rejects))
 
 
-def selected_ids(ranking: pa.Table) -> list[str]:
+def _scored(
+    pool: Pool, scores: Mapping[str, Finished]
+) -> Iterator[tuple[pa.Table, pa.Table, pa.Table, pa.Table]]:
+    """Index and scores of the samples that have both, and the others as REJECTED, by bucket."""
+    groups = (scores[role].folder.read_row_groups(SCORES) for role in ("base", "calibrated"))
+    for index, base, calibrated in zip(pool.index(), *groups, strict=True):
+        for table in (base, calibrated):
+            assert table["sample_id"].equals(index["sample_id"]), "scores of another pool"
+        reason = pc.coalesce(base["reason"], calibrated["reason"])
+        detail = pc.coalesce(base["detail"], calibrated["detail"])
+        rejected = pa.table([index["sample_id"], reason, detail], schema=REJECTED)
+        good = pc.is_null(reason)
+        yield (
+            index.filter(good),
+            base.filter(good),
+            calibrated.filter(good),
+            rejected.filter(pc.invert(good)),
+        )
+
+
+def selected_ids(ranking: Ranking) -> list[str]:
     """The selection's sample ids, sorted."""
-    return ranking.filter(pc.equal(ranking["fate"], SELECTED))["sample_id"].to_pylist()
+    return [
+        name
+        for rows in ranking.rows()
+        for name in rows.filter(pc.equal(rows["fate"], SELECTED))["sample_id"].to_pylist()
+    ]
 
 
-def fate_counts(ranking: pa.Table) -> dict[str, int]:
+def fate_counts(ranking: Ranking) -> dict[str, int]:
     """Samples below, above and in the learnable band, and selected."""
-    fates = ranking["fate"].to_numpy()
-    below, above, rest, selected = (
-        int((fates == fate).sum()) for fate in (BELOW, ABOVE, NOT_TOP, SELECTED)
+    counted = Counter(
+        {v["values"]: v["counts"] for v in pc.value_counts(_fates(ranking)).to_pylist()}
     )
     return {
-        "below_band": below,
-        "above_band": above,
-        "in_band": rest + selected,
-        "selected": selected,
+        "below_band": counted[BELOW],
+        "above_band": counted[ABOVE],
+        "in_band": counted[NOT_TOP] + counted[SELECTED],
+        "selected": counted[SELECTED],
     }
 
 
-def by_domain(ranking: pa.Table) -> dict[str, dict[str, Any]]:
+def scored_counts(ranking: Ranking) -> dict[str, Any]:
+    """`rejected` and `pool`, where samples that could not be scored count as the former."""
+    counts = ranking.pool.counts
+    rejected = Counter(counts["rejected"]) + Counter(ranking.rejected["reason"].to_pylist())
+    return {"rejected": dict(sorted(rejected.items())), "pool": ranking.table.num_rows}
+
+
+def by_domain(ranking: Ranking) -> dict[str, dict[str, Any]]:
     """For each domain: samples, how many are selected, quantiles of ΔNLL and ΔH (nats)."""
-    domains = ranking["domain"].to_numpy()
-    fates = ranking["fate"].to_numpy()
+    domain = ranking.table["domain"].combine_chunks()
+    codes = domain.indices.to_numpy()
+    selected = pc.equal(_fates(ranking), SELECTED).to_numpy(zero_copy_only=False)
     table = {}
-    for domain in np.unique(domains):
-        rows = domains == domain
-        table[str(domain)] = {
-            "pool": int(rows.sum()),
-            "selected": int((fates[rows] == SELECTED).sum()),
-            **{
-                name: _quantiles(ranking[name].to_numpy()[rows])
-                for name in ("delta_nll", "delta_entropy")
-            },
-        }
+    for code, name in sorted(enumerate(domain.dictionary.to_pylist()), key=lambda item: item[1]):
+        rows = codes == code
+        if rows.any():
+            table[name] = {
+                "pool": int(rows.sum()),
+                "selected": int(selected[rows].sum()),
+                **{
+                    column: _quantiles(ranking.table[column].to_numpy()[rows])
+                    for column in ("delta_nll", "delta_entropy")
+                },
+            }
     return table
+
+
+def _fates(ranking: Ranking) -> pa.Array:
+    return ranking.table["fate"].combine_chunks()
 
 
 def _quantiles(values: np.ndarray) -> dict[str, float]:

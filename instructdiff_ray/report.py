@@ -92,7 +92,7 @@ def render_report(
     Args:
         summary: the run's `summary.json`, with `round`, `rounds` and `domains`.
         ranking: one row a pool sample, at least one: domain, response_tokens, delta_nll,
-            delta_entropy (finite, in nats) and fate; further columns are left alone.
+            delta_entropy (finite, in nats) and fate; domain and fate are dictionary-encoded.
         config_yaml: the resolved configuration, shown as it is.
         examples: samples to show under each heading, in this order.
 
@@ -129,20 +129,22 @@ def render_report(
 
 
 def _rows(ranking: pa.Table) -> _Rows:
-    fate = pc.index_in(ranking["fate"], value_set=pa.array(_FATES, ranking["fate"].type))
+    fate = ranking["fate"].combine_chunks()
+    numbers = pc.index_in(fate.dictionary, value_set=pa.array(_FATES)).to_numpy()
     names = ("delta_nll", "delta_entropy", "response_tokens")
     delta_nll, delta_entropy, tokens = (ranking[name].to_numpy() for name in names)
-    return _Rows(delta_nll, delta_entropy, tokens, fate.to_numpy())
+    return _Rows(delta_nll, delta_entropy, tokens, numbers[fate.indices.to_numpy()])
 
 
 def _split_by_domain(domain: pa.ChunkedArray, rows: _Rows) -> dict[str, _Rows]:
     """The rows of each domain, the largest domain first; one sort, however many domains."""
-    names = pc.unique(domain)
-    codes = pc.index_in(domain, value_set=names).to_numpy()
+    column = domain.combine_chunks()
+    codes = column.indices.to_numpy()
     order = np.argsort(codes, kind="stable")
-    ends = np.cumsum(np.bincount(codes, minlength=len(names)))
+    ends = np.cumsum(np.bincount(codes, minlength=len(column.dictionary)))
     parts = [rows.take(index) for index in np.split(order, ends[:-1])]
-    by_name = dict(zip(names.to_pylist(), parts, strict=True))
+    named = zip(column.dictionary.to_pylist(), parts, strict=True)
+    by_name = {name: part for name, part in named if len(part.fate)}
     return dict(sorted(by_name.items(), key=lambda item: (-len(item[1].fate), item[0])))
 
 

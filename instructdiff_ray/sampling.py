@@ -4,30 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
+from itertools import compress
+
+import numpy as np
 
 from instructdiff_ray.errors import UserError
 
 
-def sample_warmup(sample_ids: Iterable[str], ratio: float, seed: int) -> list[str]:
-    """⌊αN⌋ of the ids, sorted. Each id's place in the draw is its keyed hash, so the same rows come
-    whatever the order of the files, the partitioning or the number of workers.
+def sample_warmup(sample_ids: Callable[[], Iterable[str]], ratio: float, seed: int) -> list[str]:
+    """⌊αN⌋ of the ids, sorted. Each id's place in the draw is its keyed hash, so the same
+    rows come whatever the order of the files, the partitioning or the number of workers.
 
-    Raises UserError where α leaves none.
+    sample_ids: gives all ids, twice, so that they need not all be held. Raises UserError where α
+    leaves none.
     """
-    ids = list(sample_ids)
-    count = floor_share(ratio, len(ids))
+    key = str(seed).encode()[:64]
+
+    def draw(sample_id: str) -> int:
+        digest = hashlib.blake2b(sample_id.encode(), key=key, digest_size=8).digest()
+        return int.from_bytes(digest, "big")
+
+    draws = np.fromiter((draw(i) for i in sample_ids()), np.uint64)
+    count = floor_share(ratio, len(draws))
     if count == 0:
-        scale = 10 ** (len(str(len(ids))) + 1)  # two digits, rounded up, so that the advice holds
-        enough = math.ceil(scale / max(1, len(ids))) / scale
+        scale = 10 ** (len(str(len(draws))) + 1)  # two digits, rounded up, so the advice holds
+        enough = math.ceil(scale / max(1, len(draws))) / scale
         raise UserError(
-            f"calibrate.ratio={ratio} of {len(ids)} samples leaves no warm-up sample; raise it to"
+            f"calibrate.ratio={ratio} of {len(draws)} samples leaves no warm-up sample; raise it to"
             f" {enough:g} or more"
         )
-    key = str(seed).encode()[:64]
-    drawn = sorted(ids, key=lambda i: (hashlib.blake2b(i.encode(), key=key).digest(), i))
-    return sorted(drawn[:count])
+    last = np.partition(draws, count - 1)[count - 1]
+    drawn = compress(sample_ids(), draws <= last)
+    # Of two ids with one hash at the very edge, the lesser is in.
+    return sorted(sorted(drawn, key=lambda i: (draw(i), i))[:count])
 
 
 def floor_share(ratio: float, count: int) -> int:

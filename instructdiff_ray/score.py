@@ -4,14 +4,14 @@ Two kinds of things are kept. *Pieces* belong to a scorer (model, rendering, pre
 scores of a batch of samples each; they appear whole, while the job runs, and serve whatever pool
 holds these samples: a job that died goes on, a pool that grew scores only what is new. From them
 the *scores* artifact is gathered: one row for each sample of one pool, in the order of its index,
-complete and finite, or not there at all.
+complete, or not there at all.
 """
 
 from __future__ import annotations
 
-import uuid
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,38 +21,34 @@ import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy
 
+from instructdiff_ray.buckets import id_array, id_prefixes
 from instructdiff_ray.config import Config
 from instructdiff_ray.models import Model
-from instructdiff_ray.pool import Pool, among, id_array, read_pool, stream
+from instructdiff_ray.pieces import PIECE, aligned, gather, read_pieces, write_pieces
+from instructdiff_ray.pool import Pool, among, check_rejects, read_pool, stream
 from instructdiff_ray.progress import Progress, Stage
 from instructdiff_ray.rendering import Rendering
 from instructdiff_ray.samples import Part
 from instructdiff_ray.scorer import Scorer
 from instructdiff_ray.storage import Artifact, Finished, Folder, Storage, make_key
 from instructdiff_ray.template import Encoded
+from instructdiff_ray.watch import start_watch
 
-VERSION = 1  # of what this stage computes; raise it when the same input gives other scores
+VERSION = 2  # of what this stage computes; raise it when the same input gives other scores
 ROWS_PER_BATCH = 1024  # sorted by length together, and written as one piece
-
-PIECE = pa.schema(
-    [
-        ("sample_id", pa.string()),
-        ("response_tokens", pa.int32()),
-        ("nll", pa.float64()),
-        ("entropy", pa.float64()),
-    ]
-)
 
 
 @dataclass
 class Work:
     """What scoring cost in this command.
 
-    samples: forward passes by role; tokens: prompt and response, counted once for each model.
+    samples: forward passes by role; tokens: prompt and response, counted once for each model;
+    rejected: samples that could not be scored, by reason.
     """
 
     samples: dict[str, int] = field(default_factory=lambda: {"base": 0, "calibrated": 0})
     tokens: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -65,6 +61,15 @@ class Place:
     artifact: Artifact
     inputs: dict[str, Any]
     pieces: Folder
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Samples that the same models lack. prefixes: of their ids, sorted; None: the whole pool."""
+
+    roles: list[str]
+    prefixes: np.ndarray | None
+    tokens: int
 
 
 def _places(
@@ -95,11 +100,11 @@ def scores_keys(
 
 def finished_scores(
     config: Config, pool: Pool, models: Mapping[str, Model], storage: Storage
-) -> dict[str, pa.Table]:
+) -> dict[str, Finished]:
     """The scores by role, from storage; UserError where they were not computed yet."""
     places = _places(config, pool, models, storage)
     return {
-        role: _read(place.artifact.require(f"the {role} scores", "run jobs/score.py first"))
+        role: place.artifact.require(f"the {role} scores", "run jobs/score.py first")
         for role, place in places.items()
     }
 
@@ -111,41 +116,58 @@ def score(
     storage: Storage,
     progress: Progress,
     work: Work,
-) -> dict[str, pa.Table]:
+) -> dict[str, Finished]:
     """Scores of the pool under each model, by its role: `base`, `calibrated`.
 
-    Each table has the columns of PIECE, a row for each sample, in the order of the pool's index.
-    What is in storage is not computed again; models that lack the same samples share their passes.
-    `work` is added to. Raises UserError where a score is not finite.
+    Each holds `scores.parquet` with the columns of PIECE, a row for each sample, in the order of
+    the pool's index. What is in storage is not computed again; models that lack the same samples
+    share their passes. `work` is added to. Raises UserError where too many samples are rejected.
     """
     places = _places(config, pool, models, storage)
     missing = {role: p for role, p in places.items() if p.artifact.finished() is None}
     if missing:
-        index = pool.index()
-        ids = id_array(index)
-        lacks = {role: ~among(ids, _scored_ids(p.pieces)) for role, p in missing.items()}
-        tokens = index["tokens"].to_numpy()
-        total = int(sum(tokens[mask].sum() for mask in lacks.values()))
+        for role in missing:
+            models[role].check()
+        passes = _passes(pool, {role: place.pieces for role, place in missing.items()})
+        total = sum(one.tokens * len(one.roles) for one in passes)
         with progress.stage("score", "samples", total) as stage:
-            for roles, wanted in _passes(lacks):
-                targets = {role: (models[role], places[role].pieces) for role in roles}
+            for one in passes:
+                targets = {role: (models[role], places[role].pieces) for role in one.roles}
                 rendering = Rendering.of(config, models["base"])
-                subset = None if wanted.all() else ids[wanted]
-                for receipt in _run(config, pool, targets, rendering, subset):
-                    _account(receipt, roles, work, stage)
+                for receipt in _run(config, pool, targets, rendering, one.prefixes):
+                    _account(receipt, one.roles, work, stage)
+                    check_rejects(pool, config.data.max_reject_ratio, work.rejected)
         for place in missing.values():
-            _gather(place, index)
+            with place.artifact.attempt() as attempt:
+                gather(pool, place.pieces, attempt.folder)
+                attempt.finish(place.inputs, {"samples": len(pool)})
     return finished_scores(config, pool, models, storage)
 
 
-def _passes(lacks: Mapping[str, np.ndarray]) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Samples grouped by the models that lack them: (roles, mask over the index), none empty."""
-    roles = list(lacks)
-    codes = sum(lacks[role].astype(int) << bit for bit, role in enumerate(roles))
-    for code in range(1, 1 << len(roles)):
-        mask = np.asarray(codes == code)
-        if mask.any():
-            yield [role for bit, role in enumerate(roles) if code >> bit & 1], mask
+def _passes(pool: Pool, pieces: Mapping[str, Folder]) -> list[Pass]:
+    """What each model lacks, grouped so that models that lack the same samples share a pass."""
+    roles = list(pieces)
+    prefixes, tokens, samples = defaultdict(list), Counter[int](), Counter[int]()
+    with ExitStack() as stack:
+        scored = [stack.enter_context(read_pieces(pieces[role])) for role in roles]
+        for index, *found in aligned(pool, *scored):
+            ids, starts, lengths = id_array(index), id_prefixes(index), index["tokens"].to_numpy()
+            lacks = [~among(ids, np.sort(id_array(rows))) for rows in found]
+            codes = sum(mask.astype(int) << bit for bit, mask in enumerate(lacks))
+            for code in range(1, 1 << len(roles)):
+                mask = np.asarray(codes == code)
+                prefixes[code].append(starts[mask])
+                tokens[code] += int(lengths[mask].sum())
+                samples[code] += int(mask.sum())
+    return [
+        Pass(
+            [role for bit, role in enumerate(roles) if code >> bit & 1],
+            None if count == len(pool) else np.concatenate(prefixes[code]),
+            tokens[code],
+        )
+        for code, count in samples.items()
+        if count
+    ]
 
 
 def _run(
@@ -172,15 +194,17 @@ def _run(
                 "tokens_per_batch": resources.tokens_per_batch,
                 "actors_per_node": resources.max_actors,
                 "gpu": resources.gpus_per_actor > 0,
+                "watch": start_watch(),
             },
             batch_size=ROWS_PER_BATCH,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(min_size=resources.min_actors, max_size=resources.max_actors),
             num_cpus=1,
             num_gpus=resources.gpus_per_actor or None,
-            # Without a bound, Ray starts the actor again for ever that a bad batch kills.
-            max_restarts=3,
-            max_task_retries=3,
+            # A scorer that dies is started again and gets its block again, and the watch sees to it
+            # that this ends.
+            max_restarts=-1,
+            max_task_retries=-1,
         )
         .map_batches(
             WritePieces({role: folder for role, (_, folder) in targets.items()}),
@@ -192,7 +216,10 @@ def _run(
 
 
 class Tokenize:
-    """Pool rows to (sample_id, input_ids, response); keeps the rows of `subset` (None: all)."""
+    """Pool rows to (sample_id, input_ids, response); keeps those of `subset` (None: all).
+
+    subset: a reference to the sorted prefixes of ids; of two samples that share one, both are kept.
+    """
 
     def __init__(self, rendering: Rendering, subset: Any) -> None:
         self.rendering = rendering
@@ -200,7 +227,7 @@ class Tokenize:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         if self.subset is not None:
-            wanted = among(id_array(batch), ray.get(self.subset))
+            wanted = among(id_prefixes(batch), ray.get(self.subset))
             batch = batch.filter(pa.array(wanted))
         samples = [[Part(**part) for part in parts] for parts in batch["parts"].to_pylist()]
         encoded = self.rendering.encoder().encode(samples)
@@ -216,63 +243,35 @@ class Tokenize:
 
 
 class WritePieces:
-    """Writes a block of scores as one piece for each model; gives the receipt, one row."""
+    """Writes a block of scores as pieces of each model; gives the receipt, one row."""
 
     def __init__(self, folders: Mapping[str, Folder]) -> None:
         self.folders = folders
 
     def __call__(self, scores: pa.Table) -> pa.Table:
-        name = f"piece-{uuid.uuid4().hex}.parquet"
+        reasons: list[str | None] = [None] * scores.num_rows
         for role, folder in self.folders.items():
-            columns = ["sample_id", "response_tokens", f"{role}_nll", f"{role}_entropy"]
-            folder.write_table(name, scores.select(columns).rename_columns(PIECE.names))
+            columns = [scores["sample_id"], scores["response_tokens"]]
+            columns += [scores[f"{role}_{name}"] for name in PIECE.names[2:]]
+            write_pieces(folder, pa.table(columns, schema=PIECE))
+            told = scores[f"{role}_reason"].to_pylist()
+            reasons = [a or b for a, b in zip(reasons, told, strict=True)]
+        rejected = [reason for reason in reasons if reason]
         return pa.table(
             {
-                "samples": [scores.num_rows],
+                "samples": [scores.num_rows - len(rejected)],
                 "tokens": [pc.sum(scores["tokens"]).as_py()],
+                "rejected": pa.array([rejected], pa.list_(pa.string())),
             }
         )
 
 
 def _account(receipt: pa.Table, roles: Sequence[str], work: Work, stage: Stage) -> None:
-    samples, tokens = (pc.sum(column).as_py() for column in receipt.columns)
-    for role in roles:
-        work.samples[role] += samples
-    work.tokens += tokens * len(roles)
-    stage.add(samples, work=tokens * len(roles))
+    for row in receipt.to_pylist():
+        for role in roles:
+            work.samples[role] += row["samples"]
+        tokens = row["tokens"] * len(roles)
+        work.tokens += tokens
+        work.rejected.update(row["rejected"])
+        stage.add(row["samples"], work=tokens)
     stage.note = f"{stage.work / stage.elapsed():,.0f} tokens/s"
-
-
-def _piece_tables(folder: Folder, columns: list[str]) -> list[pa.Table]:
-    names = sorted(name for name in folder.sizes() if name.endswith(".parquet"))
-    # Thousands of small files: in an object store each is a wait of its own.
-    with ThreadPoolExecutor(32) as threads:
-        return list(threads.map(lambda name: folder.read_table(name, columns), names))
-
-
-def _scored_ids(folder: Folder) -> np.ndarray:
-    tables = _piece_tables(folder, ["sample_id"])
-    return np.unique(id_array(pa.concat_tables(tables))) if tables else np.array([], "S32")
-
-
-def _gather(place: Place, index: pa.Table) -> None:
-    """One row for each sample of the pool, in its index's order, from the pieces.
-
-    Two runs at once may both have scored a sample: any of its rows is right, the least is taken, so
-    that the choice does not depend on file names.
-    """
-    table = pa.concat_tables(_piece_tables(place.pieces, PIECE.names))
-    ids = id_array(table)
-    order = np.lexsort((table["entropy"].to_numpy(), table["nll"].to_numpy(), ids))
-    unique, first = np.unique(ids[order], return_index=True)
-    wanted = id_array(index)
-    rows = np.minimum(np.searchsorted(unique, wanted), len(unique) - 1)
-    found = unique[rows] == wanted
-    assert found.all(), f"{(~found).sum()} samples have no score, first {wanted[~found][0]!r}"
-    with place.artifact.attempt() as attempt:
-        attempt.folder.write_table("scores.parquet", table.take(order[first[rows]]))
-        attempt.finish(place.inputs, {"samples": len(wanted)})
-
-
-def _read(finished: Finished) -> pa.Table:
-    return finished.folder.read_table("scores.parquet")

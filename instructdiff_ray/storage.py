@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +26,12 @@ import pyarrow.parquet as pq
 from filelock import FileLock
 from pyarrow import fs as pafs
 
-from instructdiff_ray.errors import UserError
+from instructdiff_ray.errors import DamagedFile, UserError
 
 MANIFEST = "manifest.json"
+# How Parquet is written here: with a checksum in every page, for a disk may forget a bit.
+PARQUET = {"compression": "zstd", "write_page_checksum": True}
+VERIFIED = {"page_checksum_verification": True}
 
 
 def make_key(**inputs: Any) -> str:
@@ -60,6 +63,14 @@ def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
         return pafs.FileSystem.from_uri(path)
     except pa.ArrowInvalid as error:
         raise UserError(f"{path} is no path that can be opened: {error}") from None
+
+
+def _is_parquet(data: bytes) -> bool:
+    try:
+        pq.read_table(pa.BufferReader(data), **VERIFIED)
+    except (OSError, pa.ArrowInvalid):
+        return False
+    return True
 
 
 def join(*parts: str) -> str:
@@ -102,7 +113,7 @@ class Folder:
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write a Parquet file that appears complete or not at all; the table must fit memory."""
         buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
+        pq.write_table(table, buffer, **PARQUET)
         self.write_bytes(name, buffer.getvalue())
 
     def read_bytes(self, name: str) -> bytes | None:
@@ -115,8 +126,45 @@ class Folder:
             return None
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
+        """A Parquet file that was written here; its checksums are verified.
+
+        A file that is damaged is deleted, so that the artifact that it belongs to counts as absent
+        and is made again. Raises DamagedFile.
+        """
         fs, path = open_filesystem(join(self.path, name))
-        return pq.read_table(path, columns=columns, filesystem=fs)
+        with self._noticing_damage(name):
+            return pq.read_table(path, columns=columns, filesystem=fs, **VERIFIED)
+
+    def read_row_groups(self, name: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The same, a row group at a time."""
+        fs, path = open_filesystem(join(self.path, name))
+        with self._noticing_damage(name), fs.open_input_file(path) as stream:
+            file = pq.ParquetFile(stream, **VERIFIED)
+            for number in range(file.num_row_groups):
+                yield file.read_row_group(number, columns)
+
+    @contextmanager
+    def open_table(self, name: str, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
+        """Write a Parquet file row group by row group. Not atomic: finish with a manifest."""
+        with self.open_output(name) as stream, pq.ParquetWriter(stream, schema, **PARQUET) as file:
+            yield lambda table: file.write_table(table, max(1, table.num_rows))
+
+    @contextmanager
+    def _noticing_damage(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except (OSError, pa.ArrowInvalid) as error:
+            # A disk or a network may fail to give what is whole: what it does give decides.
+            data = self.read_bytes(name)
+            if data is None or _is_parquet(data):
+                raise
+            self.delete(name)
+            raise DamagedFile(
+                f"{join(self.path, name)} was damaged and is deleted; the same command makes it"
+                " anew"
+            ) from error
 
     @contextmanager
     def open_output(self, name: str) -> Iterator[Any]:
@@ -131,6 +179,12 @@ class Folder:
         fs, path = open_filesystem(self.path)
         fs.create_dir(path, recursive=True)
         pafs.copy_files(local, path, destination_filesystem=fs)
+
+    def download(self, local: str) -> None:
+        """Copy this folder's files to a local one."""
+        fs, path = open_filesystem(self.path)
+        os.makedirs(local, exist_ok=True)
+        pafs.copy_files(path, local, source_filesystem=fs)
 
     def sizes(self) -> dict[str, int]:
         """Size in bytes of every file below the folder, by its path relative to it."""

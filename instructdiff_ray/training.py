@@ -8,6 +8,7 @@ workers do not divide what is left, accelerate fills it up with the epoch's firs
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import tempfile
@@ -22,7 +23,7 @@ import ray
 import ray.train
 import torch
 from ray.exceptions import RayActorError
-from ray.train import RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -34,12 +35,13 @@ from transformers import (
     set_seed,
 )
 
+from instructdiff_ray.checkpoints import KeepCheckpoints, fetch_checkpoint
 from instructdiff_ray.config import CalibrateConfig, TrainResources
-from instructdiff_ray.models import Model
+from instructdiff_ray.models import Model, folder_identity
 from instructdiff_ray.progress import Stage
 from instructdiff_ray.rendering import Rendering
 from instructdiff_ray.samples import Part
-from instructdiff_ray.storage import Folder
+from instructdiff_ray.storage import Artifact, Folder
 from instructdiff_ray.template import Encoded, training_example
 
 # Adam with fp32 master weights: weight, gradient and two moments of 4 bytes each.
@@ -47,6 +49,10 @@ TRAINING_BYTES_PER_PARAMETER = 16
 # What activations and the allocator need besides.
 USABLE_DEVICE_MEMORY = 0.7
 IGNORED = -100  # label without a loss
+DIGEST = "digest.json"  # in the samples' folder: identity of the model that was saved
+# Times that a worker may die or fail before the training is given up; machines that are taken back
+# are not counted.
+MAX_FAILURES = 3
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,8 @@ class TrainTask:
     """All that a training worker is told.
 
     samples: folder that holds `train.parquet` (sample_id, parts), and what Ray Train keeps;
-    target: folder that takes the finished model, a Hugging Face folder.
+    target: folder that takes the finished model, a Hugging Face folder;
+    checkpoints: the artifact that takes checkpoints, and that a training goes on from.
     """
 
     model: Model
@@ -65,10 +72,15 @@ class TrainTask:
     seed: int
     samples: Folder
     target: Folder
+    checkpoints: Artifact
 
 
-def fit(task: TrainTask, stage: Stage) -> None:
-    """Train and leave the model in `task.target`. The stage counts optimizer steps."""
+def fit(task: TrainTask, stage: Stage) -> str:
+    """Train, leave the model in `task.target` and give its identity.
+
+    The stage counts optimizer steps. A worker that dies is started again, with all others, from the
+    last checkpoint.
+    """
     gpus = task.resources.gpus_per_worker
     with _mailbox(stage) as mailbox:
         trainer = TorchTrainer(
@@ -79,9 +91,14 @@ def fit(task: TrainTask, stage: Stage) -> None:
                 use_gpu=bool(gpus),
                 resources_per_worker={"CPU": 1, **({"GPU": gpus} if gpus else {})},
             ),
-            run_config=RunConfig(name="ray-train", storage_path=task.samples.path),
+            run_config=RunConfig(
+                name="ray-train",
+                storage_path=task.samples.path,
+                failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            ),
         )
         trainer.fit()
+    return str(json.loads(task.samples.read_bytes(DIGEST) or b""))
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -93,20 +110,24 @@ def train_worker(config: dict[str, Any]) -> None:
     set_seed(task.seed)
     examples = Examples(task)
     model = task.model.load(torch.float32).train()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=model,
-            args=_arguments(task, model, examples, world, folder),
+            args=_arguments(task, model, examples, world, scratch),
             train_dataset=examples,
             data_collator=collate,
-            callbacks=[ReportSteps(config["mailbox"])],
+            callbacks=[
+                ReportSteps(config["mailbox"]),
+                KeepCheckpoints(task.checkpoints, task.resources.checkpoint_minutes * 60),
+            ],
         )
-        trainer.train()
+        trainer.train(resume_from_checkpoint=fetch_checkpoint(task.checkpoints, scratch))
         # Every worker takes part, for a sharded model is gathered; rank 0 writes.
         trainer.save_model(folder)
         if trainer.is_world_process_zero():
             task.rendering.encoder().tokenizer.save_pretrained(folder)
             os.remove(os.path.join(folder, "training_args.bin"))  # a pickle that nothing reads
+            task.samples.write_json(DIGEST, folder_identity(folder))
             task.target.upload(folder)
 
 
@@ -184,7 +205,7 @@ def _arguments(
         fsdp_config={"activation_checkpointing": hyper.gradient_checkpointing} if fsdp else None,
         use_cpu=not task.resources.gpus_per_worker,
         seed=task.seed,
-        save_strategy="no",
+        save_strategy="no",  # but when a callback asks for it
         logging_steps=1,
         report_to="none",
         disable_tqdm=True,

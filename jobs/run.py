@@ -14,7 +14,7 @@ def main(run: Run) -> None:
         calibrated = run.calibrate(pool, chosen)  # π_cal, from the base model in every round
         scores = run.score(pool, calibrated)  # ΔNLL, ΔH; the base model's once
         ranking = run.select(pool, scores)  # B, D′
-        run.write(k, pool, calibrated, ranking)
+        run.write(k, calibrated, ranking)
         chosen = selected_ids(ranking)
     run.show_result()
 

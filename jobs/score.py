@@ -8,9 +8,9 @@ from instructdiff_ray.pipeline import Run
 def main(run: Run) -> None:
     pool = run.finished_pool()
     calibrated = run.finished_model(pool, run.training_ids(pool, run.config.rounds))
-    scores = run.score(pool, calibrated)
+    run.score(pool, calibrated)
     passes = ", ".join(f"{role} {count:,}" for role, count in run.work.samples.items())
-    run.progress.say(f"scores of {len(scores['base']):,} samples; forward passes now: {passes}")
+    run.progress.say(f"scores of {len(pool):,} samples; forward passes now: {passes}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ def main(run: Run) -> None:
     pool = run.finished_pool()
     calibrated = run.finished_model(pool, run.training_ids(pool, run.config.rounds))
     ranking = run.select(pool, run.finished_scores(pool, calibrated))
-    run.write(run.config.rounds, pool, calibrated, ranking)
+    run.write(run.config.rounds, calibrated, ranking)
     run.show_result()
 
 

@@ -73,10 +73,13 @@ def ranked(size: int, gamma: float = 0.1, seed: int = 0) -> dict[str, Any]:
 
 
 def ranking_of(domains: dict[str, dict[str, Any]]) -> pa.Table:
-    return pa.concat_tables(
+    table = pa.concat_tables(
         pa.table(columns).append_column("domain", pa.array([name]).take([0] * len(columns["fate"])))
         for name, columns in domains.items()
     )
+    encoded = [table[name].dictionary_encode() for name in ("domain", "fate")]
+    table = table.drop_columns(["domain", "fate"])
+    return table.append_column("domain", encoded[0]).append_column("fate", encoded[1])
 
 
 def summary_of(domains: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -25,8 +26,9 @@ from instructdiff_ray.progress import Progress
 from instructdiff_ray.rendering import Rendering
 from instructdiff_ray.samples import Part
 from instructdiff_ray.score import Work, finished_scores, score
-from instructdiff_ray.storage import Storage
+from instructdiff_ray.storage import Finished, Storage
 from instructdiff_ray.template import Encoded
+from tests.faults import killing
 from tests.test_scoring import plain_score
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -68,6 +70,10 @@ def pool(config: Config, model: Model, ray_session: None) -> Pool:
     return ingest(config, model, Storage(config.storage), QUIET)
 
 
+def table_of(finished: Finished) -> pa.Table:
+    return finished.folder.read_table("scores.parquet")
+
+
 @pytest.fixture(scope="module")
 def other(model: Model) -> Model:
     """A second model with its own identity; its weights happen to be the first one's."""
@@ -78,17 +84,18 @@ def test_every_sample_of_the_pool_is_scored_once_as_the_definition_says(
     config: Config, pool: Pool, model: Model
 ) -> None:
     work = Work()
-    table = score(config, pool, {"base": model}, Storage(config.storage), QUIET, work)["base"]
-    assert table["sample_id"].to_pylist() == pool.index()["sample_id"].to_pylist()
+    scores = score(config, pool, {"base": model}, Storage(config.storage), QUIET, work)
+    table = table_of(scores["base"])
+    assert table["sample_id"].to_pylist() == list(pool.ids())
     assert work.samples == {"base": len(pool), "calibrated": 0}
-    assert work.tokens == sum(pool.index()["tokens"].to_pylist())
+    assert work.tokens == sum(sum(table["tokens"].to_pylist()) for table in pool.index())
     loaded, encoder = model.load(DTYPES["fp32"]), Rendering.of(config, model).encoder()
-    scores = {row["sample_id"]: row for row in table.to_pylist()}
+    rows = {row["sample_id"]: row for row in table.to_pylist()}
     for name in pool.parts:
         for row in pool.folder.read_table(name).to_pylist():
             (encoded,) = encoder.encode([[Part(**part) for part in row["parts"]]])
             assert isinstance(encoded, Encoded)
-            found = scores[row["sample_id"]]
+            found = rows[row["sample_id"]]
             expected = plain_score(loaded, encoded.input_ids, encoded.response)
             assert (found["nll"], found["entropy"]) == pytest.approx(expected, abs=1e-4)
             assert found["response_tokens"] == row["response_tokens"] == sum(encoded.response)
@@ -102,11 +109,8 @@ def test_two_models_share_a_pass_and_each_lacks_only_what_is_missing(
     models = {"base": model, "calibrated": other}
     scores = score(config, pool, models, storage, QUIET, work)
     assert work.samples == {"base": len(pool), "calibrated": len(pool)}
-    assert (
-        scores["base"]
-        .drop_columns("sample_id")
-        .equals(scores["calibrated"].drop_columns("sample_id"))
-    )
+    expected = table_of(scores["base"])
+    assert expected.equals(table_of(scores["calibrated"]))
     # A crash lost one piece of one model, and both artifacts were not gathered yet.
     pieces = sorted(Path(tmp_path, "pieces").glob("*/*.parquet"))
     lost = pq.read_table(pieces[0]).num_rows
@@ -114,7 +118,8 @@ def test_two_models_share_a_pass_and_each_lacks_only_what_is_missing(
     for manifest in Path(tmp_path, "scores").glob("*/manifest.json"):
         manifest.unlink()
     again = Work()
-    assert score(config, pool, models, storage, QUIET, again)["base"].equals(scores["base"])
+    rebuilt = score(config, pool, models, storage, QUIET, again)
+    assert table_of(rebuilt["base"]).equals(expected)
     assert sorted(again.samples.values()) == [0, lost]
 
 
@@ -123,13 +128,17 @@ def test_several_actors_and_small_batches_give_the_same_scores(
 ) -> None:
     cluster = ClusterConfig(score=ScoreResources(min_actors=2, max_actors=2, tokens_per_batch=50))
     other_way = replace(config, cluster=cluster)
-    scores = score(other_way, pool, {"base": model}, Storage(str(tmp_path)), QUIET, Work())["base"]
-    expected = finished_scores(config, pool, {"base": model}, Storage(config.storage))["base"]
+    scores = table_of(
+        score(other_way, pool, {"base": model}, Storage(str(tmp_path)), QUIET, Work())["base"]
+    )
+    expected = table_of(
+        finished_scores(config, pool, {"base": model}, Storage(config.storage))["base"]
+    )
     for name in ("nll", "entropy"):
         assert np.allclose(scores[name].to_numpy(), expected[name].to_numpy(), atol=1e-5)
 
 
-def test_a_model_that_overflows_ends_in_one_line_that_names_a_sample(
+def test_a_model_that_overflows_stops_the_run_in_one_line(
     config: Config, pool: Pool, model: Model, tmp_path: Path
 ) -> None:
     broken = model.load(DTYPES["fp32"])
@@ -137,8 +146,93 @@ def test_a_model_that_overflows_ends_in_one_line_that_names_a_sample(
     broken.save_pretrained(tmp_path / "broken")
     model.load_tokenizer().save_pretrained(tmp_path / "broken")
     bad = replace(model, path=str(tmp_path / "broken"), identity="broken")
-    with pytest.raises(
-        UserError, match=r"base_nll is not finite for \d+ samples.*first [0-9a-f]{32}"
-    ):
+    with pytest.raises(UserError, match=r"40 of 40 rows were rejected \(not_finite 40\)"):
         score(config, pool, {"base": bad}, Storage(str(tmp_path)), QUIET, Work())
     assert not list(Path(tmp_path, "scores").glob("*/manifest.json"))
+
+
+def test_a_damaged_piece_is_not_read_and_its_samples_are_scored_again(
+    config: Config, pool: Pool, model: Model, tmp_path: Path
+) -> None:
+    storage = Storage(str(tmp_path))
+    scores = table_of(score(config, pool, {"base": model}, storage, QUIET, Work())["base"])
+    (piece,) = tmp_path.glob("pieces/*/*.parquet")
+    data = bytearray(piece.read_bytes())
+    data[len(data) // 3] ^= 1  # a bit, and not the size
+    piece.write_bytes(data)
+    for manifest in tmp_path.glob("scores/*/manifest.json"):
+        manifest.unlink()
+    work = Work()
+    again = table_of(score(config, pool, {"base": model}, storage, QUIET, work)["base"])
+    assert again.equals(scores)
+    assert work.samples["base"] == len(pool)
+    assert not piece.exists()
+
+
+LETHAL = """
+import os, signal
+from transformers import {parent}
+
+def die(module, arguments, options):
+    if any({token} in row for row in options["input_ids"].tolist()):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+class Lethal({parent}):
+    def __init__(self, config):
+        super().__init__(config)
+        self.base_model.register_forward_pre_hook(die, with_kwargs=True)
+"""
+
+
+def test_a_sample_that_kills_its_scorer_becomes_a_reject_and_the_others_are_scored(
+    config: Config, pool: Pool, model: Model, tmp_path: Path
+) -> None:
+    expected = table_of(
+        score(config, pool, {"base": model}, Storage(config.storage), QUIET, Work())["base"]
+    )
+    # A token that few samples hold: the model's own code dies of it.
+    encoder = Rendering.of(config, model).encoder()
+    holders: dict[int, set[str]] = {}
+    for name in pool.parts:
+        for row in pool.folder.read_table(name).to_pylist():
+            (encoded,) = encoder.encode([[Part(**part) for part in row["parts"]]])
+            assert isinstance(encoded, Encoded)
+            for token in encoded.input_ids:
+                holders.setdefault(token, set()).add(row["sample_id"])
+    token, killers = min(holders.items(), key=lambda item: (len(item[1]), item[0]))
+    loaded = model.load(DTYPES["fp32"])
+    folder = tmp_path / "lethal"
+    loaded.save_pretrained(folder)
+    model.load_tokenizer().save_pretrained(folder)
+    settings = json.loads((folder / "config.json").read_text())
+    settings["auto_map"] = {"AutoModelForCausalLM": "lethal.Lethal"}
+    (folder / "config.json").write_text(json.dumps(settings))
+    parent = type(loaded).__name__
+    (folder / "lethal.py").write_text(LETHAL.format(parent=parent, token=token))
+    lethal = replace(model, path=str(folder), identity="lethal", trust_remote_code=True)
+
+    work = Work()
+    scores = score(config, pool, {"base": lethal}, Storage(str(tmp_path)), QUIET, work)
+    found = {row["sample_id"]: row for row in table_of(scores["base"]).to_pylist()}
+    assert work.rejected == {"kills_scorer": len(killers)}
+    for row in expected.to_pylist():
+        if row["sample_id"] in killers:
+            row = {**row, "nll": None, "entropy": None, "reason": "kills_scorer"}
+            row["detail"] = "the scorer died 2 times on this sample alone"
+        assert found.pop(row["sample_id"]) == pytest.approx(row, abs=1e-5)
+    assert not found
+
+
+def test_a_scorer_that_is_killed_is_replaced_and_its_rows_are_scored_again(
+    config: Config, pool: Pool, model: Model, tmp_path: Path
+) -> None:
+    expected = table_of(
+        score(config, pool, {"base": model}, Storage(config.storage), QUIET, Work())["base"]
+    )
+    work = Work()
+    with killing("MapWorker(MapBatches(Scorer))", when=lambda: True, times=2):
+        scores = score(config, pool, {"base": model}, Storage(str(tmp_path)), QUIET, work)
+    assert work.samples["base"] == len(pool) and not work.rejected
+    found = table_of(scores["base"])
+    for name in ("nll", "entropy"):
+        assert np.allclose(found[name].to_numpy(), expected[name].to_numpy(), atol=1e-5)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -20,10 +21,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs as pafs
 
-from instructdiff_ray.errors import UserError
+from instructdiff_ray.errors import DamagedFile, UserError
 from instructdiff_ray.sources import find_files, read_rows
 from instructdiff_ray.storage import (
     MANIFEST,
+    PARQUET,
     Artifact,
     Folder,
     Storage,
@@ -500,5 +502,48 @@ def test_pools_are_read_from_an_object_store(bucket: str) -> None:
 
 def pq_bytes(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(table, sink, **PARQUET)
     return bytes(sink.getvalue())
+
+
+LONG = pa.table(
+    {"sample_id": [f"{n:032x}" for n in range(500)], "nll": [n / 7 for n in range(500)]}
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.data())
+def test_damage_is_noticed_and_the_file_is_gone(data: st.DataObject) -> None:
+    """Any bit of the pages, and any truncation; a Parquet file's footer has no checksum."""
+    with tempfile.TemporaryDirectory() as path:
+        folder = Folder(path)
+        folder.write_table("t.parquet", LONG)
+        raw = bytearray(Path(path, "t.parquet").read_bytes())
+        footer = int.from_bytes(raw[-8:-4], "little") + 8
+        if data.draw(st.booleans()):
+            del raw[data.draw(st.integers(0, len(raw) - 1)) :]
+        else:
+            place = data.draw(st.integers(0, len(raw) - footer - 1))
+            raw[place] ^= 1 << data.draw(st.integers(0, 7))
+        Path(path, "t.parquet").write_bytes(raw)
+        try:
+            assert folder.read_table("t.parquet") == LONG  # a bit that means nothing
+        except DamagedFile as error:
+            assert "was damaged and is deleted" in str(error)
+            assert folder.sizes() == {}
+
+
+def test_tables_are_written_and_read_by_row_group(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    with folder.open_table("t.parquet", LONG.schema) as write:
+        write(LONG.slice(0, 100))
+        write(LONG.slice(100))
+    groups = list(folder.read_row_groups("t.parquet"))
+    assert [group.num_rows for group in groups] == [100, 400]
+    assert pa.concat_tables(groups) == LONG
+    raw = bytearray((tmp_path / "t.parquet").read_bytes())
+    raw[len(raw) // 2] ^= 1
+    (tmp_path / "t.parquet").write_bytes(raw)
+    with pytest.raises(DamagedFile):
+        list(folder.read_row_groups("t.parquet"))
+    assert not (tmp_path / "t.parquet").exists()

@@ -18,13 +18,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import ray
 import yaml
 
 from instructdiff_ray.demo.pool import write_pool
+from tests.faults import end_session
 
 ROOT = Path(__file__).resolve().parents[1]
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -102,7 +102,8 @@ def running_head(options: list[str], node_types: dict | None = None) -> Iterator
         wait_until_ready(head, process, folder)
         yield head
     finally:
-        stop_session(process)
+        process.terminate()
+        end_session(process)
         shutil.rmtree(folder)
 
 
@@ -146,28 +147,6 @@ def wait_until_ready(head: Head, process: subprocess.Popen, folder: Path) -> Non
         except (urllib.error.URLError, OSError):
             time.sleep(0.5)
     pytest.fail(f"the head did not start:\n{(folder / 'log').read_text()}")
-
-
-def stop_session(process: subprocess.Popen) -> None:
-    """End the head and all that it started. `ray stop` would end every Ray of this machine."""
-    process.terminate()
-    try:
-        process.wait(30)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    # Workers have process groups of their own, but share the head's session.
-    while left := [each for each in psutil.process_iter() if session_of(each.pid) == process.pid]:
-        for each in left:
-            each.kill()
-        psutil.wait_procs(left, timeout=5)
-
-
-def session_of(pid: int) -> int | None:
-    try:
-        return os.getsid(pid)
-    except ProcessLookupError:
-        return None
 
 
 def check_selection(folder: Path) -> None:

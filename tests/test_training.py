@@ -18,8 +18,9 @@ from instructdiff_ray.pool import PARTS
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.rendering import Rendering
 from instructdiff_ray.samples import Part, sample_id
-from instructdiff_ray.storage import Folder
+from instructdiff_ray.storage import Folder, Storage
 from instructdiff_ray.training import TrainTask, collate, fit, micro_batch_size
+from tests.faults import killing
 
 
 @given(st.integers(1, 64), st.integers(1, 600), st.integers(1, 4096))
@@ -59,13 +60,15 @@ def task(model: Model, tmp_path_factory: pytest.TempPathFactory) -> TrainTask:
         seed=0,
         samples=Folder(str(folder)),
         target=Folder(str(folder / "one")),
+        checkpoints=Storage(str(folder)).artifact("checkpoints", "one"),
     )
 
 
 def trained(task: TrainTask) -> dict[str, torch.Tensor]:
     with Progress(io.StringIO()).stage("calibrate", "steps") as stage:
         fit(task, stage)
-        assert (stage.count, stage.total) == (6, 6)  # 24 samples, batches of 8, two epochs
+        steps = 3 * task.calibrate.epochs  # 24 samples, batches of 8
+        assert (stage.count, stage.total) == (steps, steps)
     return AutoModelForCausalLM.from_pretrained(task.target.path).state_dict()
 
 
@@ -102,6 +105,34 @@ def test_two_workers_learn_what_one_does(
     base = task.model.load(torch.float32).state_dict()
     # Sums in another order; Adam's first steps turn rounding into more than that.
     assert distance(one_worker, two) < 0.02 * distance(base, one_worker)
+
+
+def test_a_training_that_was_killed_goes_on_and_learns_the_same(
+    task: TrainTask, ray_session: None, tmp_path: Path
+) -> None:
+    longer = replace(
+        task,
+        calibrate=replace(task.calibrate, epochs=5),
+        resources=TrainResources(tokens_per_device=256, checkpoint_minutes=0),
+    )
+
+    def place(name: str) -> TrainTask:
+        checkpoints = Storage(str(tmp_path)).artifact("checkpoints", name)
+        return replace(longer, target=Folder(str(tmp_path / name)), checkpoints=checkpoints)
+
+    def step(task: TrainTask) -> int:
+        finished = task.checkpoints.finished()
+        return finished.info["step"] if finished else 0
+
+    undisturbed, killed = place("undisturbed"), place("killed")
+    expected = trained(undisturbed)
+    with killing("RayTrainWorker", when=lambda: step(killed) >= 4):
+        found = trained(killed)
+    assert distance(expected, found) == 0
+    # As after a death of the driver: another run finds the checkpoint before the last step.
+    assert step(killed) == 14
+    other = replace(killed, target=Folder(str(tmp_path / "other")))
+    assert distance(expected, trained(other)) == 0
 
 
 @pytest.mark.slow

@@ -1,0 +1,93 @@
+"""What scorers leave behind: pieces, and the scores of a pool that are gathered from them.
+
+A piece holds a batch of scores under one model and appears whole. Rows that could not be scored
+stand in pieces of their own, `rejects-*.parquet`: who deletes these has them tried again.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from instructdiff_ray.buckets import Buckets, bucket_numbers, id_array
+from instructdiff_ray.errors import DamagedFile
+from instructdiff_ray.pool import Pool
+from instructdiff_ray.storage import Folder
+
+# nll and entropy are null, and reason and detail are not, where a sample could not be scored.
+PIECE = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("response_tokens", pa.int32()),
+        ("nll", pa.float64()),
+        ("entropy", pa.float64()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+READ_AHEAD = 32
+
+
+def write_pieces(folder: Folder, scores: pa.Table) -> None:
+    """Write rows of PIECE: one piece of those that were scored, one of those that were not."""
+    scored = pc.is_null(scores["reason"])
+    for kind, rows in (
+        ("piece", scores.filter(scored)),
+        ("rejects", scores.filter(pc.invert(scored))),
+    ):
+        if rows.num_rows:
+            folder.write_table(f"{kind}-{uuid.uuid4().hex}.parquet", rows)
+
+
+def read_pieces(folder: Folder) -> Buckets:
+    """All rows of all pieces. A damaged piece is deleted, and its rows are missing."""
+    buckets = Buckets(PIECE)
+    names = iter(sorted(name for name in folder.sizes() if name.endswith(".parquet")))
+
+    def read(name: str) -> pa.Table:
+        try:
+            return folder.read_table(name)
+        except DamagedFile:
+            return PIECE.empty_table()
+
+    # Thousands of small files: in an object store each is a wait of its own.
+    with ThreadPoolExecutor(READ_AHEAD) as threads:
+        while some := list(islice(names, READ_AHEAD)):
+            for table in threads.map(read, some):
+                buckets.add(table)
+    return buckets
+
+
+def aligned(pool: Pool, *others: Buckets) -> Iterator[tuple[pa.Table, ...]]:
+    """Each bucket of the pool's index, with the same bucket of the others."""
+    index = pool.index()
+    group = next(index, None)
+    for number, tables in enumerate(zip(*(other.read() for other in others), strict=True)):
+        if group is not None and bucket_numbers(group.slice(0, 1))[0] == number:
+            yield group, *tables
+            group = next(index, None)
+    assert group is None, "the index is not in the order of buckets"
+
+
+def gather(pool: Pool, pieces: Folder, target: Folder) -> None:
+    """Write `scores.parquet`: one row of PIECE for each sample of the pool, in the index's order.
+
+    Two runs at once may both have scored a sample: any of its rows is right, the least is taken, so
+    that the choice does not depend on file names.
+    """
+    with read_pieces(pieces) as found, target.open_table("scores.parquet", PIECE) as write:
+        for index, rows in aligned(pool, found):
+            ids, wanted = id_array(rows), id_array(index)
+            order = np.lexsort((rows["entropy"].to_numpy(), rows["nll"].to_numpy(), ids))
+            unique, first = np.unique(ids[order], return_index=True)
+            places = np.searchsorted(unique, wanted)
+            assert len(unique) and (unique[np.minimum(places, len(unique) - 1)] == wanted).all(), (
+                "a sample has no score"
+            )
+            write(rows.take(order[first[places]]).combine_chunks())

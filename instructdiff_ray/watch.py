@@ -1,0 +1,99 @@
+"""What scorers have begun and not ended: how a sample that kills its scorer is told from the rest.
+
+A process that is killed can't say what it was doing. So it says so before, to an actor on the
+driver's machine, which lives as long as the run does. Ray starts a dead scorer again and hands it
+the same block: it then goes through the block sample by sample, and gives up the one on which it
+dies again. A machine that was taken away costs a block's time and no sample.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from instructdiff_ray.errors import UserError
+
+# Deaths on one sample alone, after the one on its block.
+MAX_DEATHS = 2
+# Samples given up one after the other, with none scored between: it is not the samples.
+MAX_IN_SUCCESSION = 10
+MAX_LOADS = 3
+
+
+@ray.remote(num_cpus=0)
+class Watch:
+    """Counts what was begun and not ended, by name."""
+
+    def __init__(self) -> None:
+        self.begun: Counter[str] = Counter()
+        self.given_up = 0
+
+    def begin(self, name: str) -> int:
+        """Times that it was begun without an end, with this one."""
+        self.begun[name] += 1
+        return self.begun[name]
+
+    def end(self, name: str) -> None:
+        """It is done."""
+        self.begun.pop(name, None)
+        self.given_up = 0
+
+    def give_up(self, name: str) -> int:
+        """It is given up; how many were in succession."""
+        self.begun.pop(name, None)
+        self.given_up += 1
+        return self.given_up
+
+
+def start_watch() -> ActorHandle:
+    """A Watch on this machine: a spot machine that is taken away must not take it along."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Watch.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+
+
+class Watched:
+    """A scorer's side of the watch."""
+
+    def __init__(self, watch: ActorHandle) -> None:
+        self.watch = watch
+
+    def begin(self, name: str) -> int:
+        """Waits until it is noted: what follows may kill this process."""
+        count: Any = ray.get(self.watch.begin.remote(name))
+        return int(count)
+
+    def end(self, name: str) -> None:
+        self.watch.end.remote(name)
+
+    def begin_load(self) -> None:
+        """Raises UserError where this actor died each time that it loaded its models."""
+        if self.begin(self._load()) > MAX_LOADS:
+            raise UserError(
+                f"a scorer died {MAX_LOADS} times while it loaded its models, most likely for want"
+                " of memory; take a larger machine, or fewer cluster.score.max_actors"
+            )
+
+    def end_load(self) -> None:
+        self.end(self._load())
+
+    def _load(self) -> str:
+        return f"load {ray.get_runtime_context().get_actor_id()}"  # the same after a restart
+
+    def lethal(self, sample_id: str) -> bool:
+        """Begins a sample alone; True where it is to be given up.
+
+        Raises UserError where too many were given up in succession.
+        """
+        if self.begin(sample_id) <= MAX_DEATHS:
+            return False
+        in_succession: Any = ray.get(self.watch.give_up.remote(sample_id))
+        if in_succession >= MAX_IN_SUCCESSION:
+            raise UserError(
+                f"scorers died on {MAX_IN_SUCCESSION} samples in succession, last {sample_id}; it"
+                " is the machine or the model, look into Ray's logs"
+            )
+        return True

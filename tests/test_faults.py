@@ -1,0 +1,154 @@
+"""Whatever dies, the same command finishes the work, repeats almost none, and selects the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from instructdiff_ray.demo.pool import write_pool
+from tests.faults import started
+
+ROOT = Path(__file__).resolve().parents[1]
+MOMENTS = 20
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory, model_folder: str) -> list[str]:
+    """A pool of two pieces, and a training with a checkpoint after every step."""
+    folder = tmp_path_factory.mktemp("faults")
+    write_pool(str(folder / "pool.jsonl"), seed=9, size=1300)
+    return [
+        f"data.path={folder / 'pool.jsonl'}",
+        "data.domain_column=domain",
+        f"model.base={model_folder}",
+        "calibrate.epochs=1",
+        "calibrate.global_batch_size=64",
+        "calibrate.learning_rate=1e-3",
+        "calibrate.max_length=256",
+        "cluster.train.checkpoint_minutes=0",
+    ]
+
+
+def command(settings: list[str], folder: Path) -> list[str]:
+    places = [f"storage={folder / 'storage'}", f"run_dir={folder / 'run'}"]
+    return [sys.executable, str(ROOT / "jobs/run.py"), *settings, *places]
+
+
+def finish(settings: list[str], folder: Path) -> dict:
+    """The command, undisturbed; its summary."""
+    job = subprocess.run(
+        command(settings, folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert job.returncode == 0, job.stdout
+    return json.loads((folder / "run/summary.json").read_text())
+
+
+def kill_driver(settings: list[str], folder: Path, when: Callable[[float], bool]) -> bool:
+    """Start the command and `kill -9` its driver once `when(seconds)`; False where it was faster.
+
+    Whether it dies or not, the run's folder is complete or says that it isn't.
+    """
+    folder.mkdir(exist_ok=True)
+    began = time.monotonic()
+    with started(command(settings, folder), folder / "killed.log") as process:
+        while process.poll() is None and not when(time.monotonic() - began):
+            time.sleep(0.02)
+        alive = process.poll() is None
+        if alive:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+    assert alive != (folder / "run/summary.json").exists()
+    return alive
+
+
+def durable(folder: Path) -> int:
+    """Rows in finished pieces of all models."""
+    files = list(folder.glob("storage/pieces/*/*.parquet"))
+    return sum(pq.read_metadata(file).num_rows for file in files)
+
+
+def largest_difference(a: Path, b: Path) -> float:
+    """Between two runs' scores, in nats."""
+    one, other = (pq.read_table(folder / "run/ranking.parquet") for folder in (a, b))
+    assert one["sample_id"].equals(other["sample_id"])
+    names = [name for name in one.column_names if name.startswith(("base_", "calibrated_"))]
+    return max(float(np.abs(one[name].to_numpy() - other[name].to_numpy()).max()) for name in names)
+
+
+def check_same(undisturbed: Path, recovered: Path) -> None:
+    name = "run/selected.jsonl"
+    assert (recovered / name).read_bytes() == (undisturbed / name).read_bytes()
+    fates = [pq.read_table(f / "run/ranking.parquet")["fate"] for f in (undisturbed, recovered)]
+    assert fates[0].equals(fates[1])
+    assert largest_difference(undisturbed, recovered) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def undisturbed(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    began = time.monotonic()
+    finish(settings, folder)
+    (folder / "seconds").write_text(str(time.monotonic() - began))
+    return folder
+
+
+def test_a_driver_killed_while_scoring_goes_on_with_what_was_not_scored(
+    settings: list[str], undisturbed: Path, tmp_path: Path
+) -> None:
+    assert kill_driver(settings, tmp_path, lambda seconds: durable(tmp_path) > 0)
+    before = durable(tmp_path)
+    summary = finish(settings, tmp_path)
+    pool = summary["counts"]["pool"]
+    assert 0 < before < 2 * pool
+    assert sum(summary["scoring"]["samples_scored"].values()) == 2 * pool - before
+    assert not {"ingest", "calibrate"} & summary["seconds"].keys()
+    check_same(undisturbed, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_a_driver_killed_at_any_moment_finishes_with_the_same_selection(
+    settings: list[str],
+    undisturbed: Path,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    rng = random.Random(2026)
+    whole = float((undisturbed / "seconds").read_text())
+    report = []
+    for number in range(MOMENTS):
+        folder, moment = tmp_path / str(number), rng.uniform(0, whole)
+        died = kill_driver(settings, folder, lambda seconds, moment=moment: seconds > moment)  # type: ignore[misc]
+        log = (folder / "killed.log").read_text().splitlines()
+        before = durable(folder)
+        summary = finish(settings, folder)
+        check_same(undisturbed, folder)
+        passes = sum(summary["scoring"]["samples_scored"].values())
+        report.append(
+            {
+                "moment_s": round(moment, 1),
+                "died": died,
+                "said_last": log[-1] if log else "",
+                "rows_in_pieces": before,
+                "scored_after": passes,
+                # What was in pieces and scored again: nothing, if pieces are what they claim.
+                "scored_twice": passes + before - 2 * summary["counts"]["pool"] if died else 0,
+                "recovered_in": {k: round(v, 1) for k, v in summary["seconds"].items()},
+                "largest_difference": largest_difference(undisturbed, folder),
+            }
+        )
+        print(json.dumps(report[-1]), flush=True)
+    assert all(row["scored_twice"] == 0 for row in report)
+    record_property("moments", json.dumps(report))
