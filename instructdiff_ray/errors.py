@@ -1,4 +1,22 @@
-"""The one error that is the user's to mend."""
+"""Errors that are answered in one line: the user's mistakes, and the limits of a machine."""
+
+from __future__ import annotations
+
+import re
+
+# What a machine says when it has come to an end, and what that means to a person. The same command
+# goes on where it stopped, for what is finished is in storage.
+LIMITS = {
+    r"No space left on device|Disk quota exceeded|OutOfDiskError|local disk is full": (
+        "the disk is full (storage, or Ray's own folder); free some space and give the same"
+        " command again, it goes on where it stopped"
+    ),
+    r"out of memory|OutOfMemoryError|running low on memory|ObjectStoreFullError": (
+        "a machine or a GPU ran out of memory; lower cluster.score.tokens_per_batch or"
+        " cluster.train.tokens_per_device, or take a larger machine, and give the same command"
+        " again, it goes on where it stopped"
+    ),
+}
 
 
 class UserError(Exception):
@@ -11,3 +29,17 @@ class UserError(Exception):
 
 class DamagedFile(UserError):
     """A file of storage that is not what was written; it has been deleted."""
+
+
+def user_error_in(error: BaseException) -> UserError | None:
+    """The UserError that `error` tells of, or None where it is a bug.
+
+    Of what a worker raised, Ray hands on the text and not the object; so the text is what is read.
+    """
+    text = str(error)
+    if told := re.search(rf"^(?:.*\W)?{re.escape(__name__)}\.\w+: (.+)$", text, re.MULTILINE):
+        return UserError(told.group(1))
+    for pattern, line in LIMITS.items():
+        if re.search(pattern, text):
+            return UserError(line)
+    return None

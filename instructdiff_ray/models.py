@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from instructdiff_ray.config import ModelConfig
 from instructdiff_ray.errors import DamagedFile, UserError
-from instructdiff_ray.storage import Folder, is_uri, local_copy, make_key
+from instructdiff_ray.storage import Folder, absolute, is_uri, local_copy, make_key
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -95,7 +95,7 @@ def find_model(config: ModelConfig) -> Model:
         )
     path = os.path.expanduser(path)
     if is_uri(path) or os.path.isdir(path):
-        folder = path if is_uri(path) else os.path.abspath(path)
+        folder = absolute(path)
         return _found(folder, None, config.trust_remote_code, folder_identity(local_copy(folder)))
     if path.startswith(("/", ".")) or os.path.isfile(path) or path.count("/") > 1:
         raise UserError(f"model.base={path} is no folder; name a Hugging Face model folder")

@@ -48,7 +48,7 @@ def write_outputs(folder: Folder, outcome: Outcome) -> None:
     folder.delete(SUMMARY)
     ranking = outcome.ranking
     picks = _examples(ranking.table)
-    rows = _write_ranking(folder, ranking, {row for rows in picks.values() for row in rows})
+    rows = write_ranking(folder, ranking, {row for rows in picks.values() for row in rows})
     parts = _write_selected(folder, ranking, {row["sample_id"] for row in rows.values()})
     examples = {
         heading: [_example(rows[place], parts[rows[place]["sample_id"]]) for place in places]
@@ -82,7 +82,7 @@ def _copy(source: Folder, target: Folder, name: str) -> None:
     pafs.copy_files(path, place, source_filesystem=fs, destination_filesystem=fs)
 
 
-def _write_ranking(folder: Folder, ranking: Ranking, wanted: set[int]) -> dict[int, dict[str, Any]]:
+def write_ranking(folder: Folder, ranking: Ranking, wanted: set[int]) -> dict[int, dict[str, Any]]:
     """Write `ranking.parquet`; gives the rows whose places in it are wanted."""
     found, start = {}, 0
     with folder.open_table("ranking.parquet", RANKING) as write:

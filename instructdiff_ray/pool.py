@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,10 +12,10 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError
 
 from instructdiff_ray.buckets import id_array
-from instructdiff_ray.errors import UserError
+from instructdiff_ray.errors import UserError, user_error_in
 from instructdiff_ray.storage import Finished, Folder
 
 PARTS = pa.list_(pa.struct([("kind", pa.string()), ("text", pa.string())]))
@@ -140,7 +139,7 @@ def read_part(batch: dict[str, Any], folder: Folder, columns: list[str]) -> pa.T
 def stream(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
     """The dataset's blocks as they are made; the driver holds one at a time.
 
-    A UserError that a worker raised is raised here as itself.
+    A UserError that a worker raised, or the end of a machine's disk or memory, is a UserError here.
     """
     try:
         for table in dataset.iter_batches(
@@ -148,11 +147,9 @@ def stream(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
         ):
             assert isinstance(table, pa.Table)
             yield table
-    except (RayTaskError, RayActorError) as error:
-        # Of what a worker raised inside a dataset, Ray hands on the text and not the object.
-        module = re.escape(UserError.__module__)
-        if told := re.search(rf"^{module}\.\w+: (.+)$", str(error), re.MULTILINE):
-            raise UserError(told.group(1)) from error
+    except RayError as error:
+        if told := user_error_in(error):
+            raise told from error
         raise
 
 

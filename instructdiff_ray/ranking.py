@@ -70,30 +70,39 @@ def rank(pool: Pool, scores: Mapping[str, Finished], config: SelectConfig) -> Ra
     scores: of `base` and `calibrated`. delta_nll = calibrated − base (Eq. 1), delta_entropy = base
     − calibrated (Eq. 2). Raises UserError where no sample has scores.
     """
-    tables, rejects = [], [REJECTED.empty_table()]
+    count = len(pool)
+    deltas = {name: np.empty(count) for name in ("delta_nll", "delta_entropy")}
+    domains, tokens = np.empty(count, np.int32), np.empty(count, np.int32)
+    names: dict[str, int] = {}
+    rejects, end = [REJECTED.empty_table()], 0
     for index, base, calibrated, rejected in _scored(pool, scores):
         rejects.append(rejected)
-        tables.append(
-            pa.table(
-                {
-                    "domain": index["domain"],
-                    "response_tokens": index["response_tokens"],
-                    "delta_nll": pc.subtract(calibrated["nll"], base["nll"]),
-                    "delta_entropy": pc.subtract(base["entropy"], calibrated["entropy"]),
-                }
-            )
-        )
-    table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
-    if not table.num_rows:
-        raise UserError("no sample of the pool could be scored; see the pieces in storage")
-    fates = select(
-        table["domain"].combine_chunks().indices.to_numpy(),
-        table["delta_nll"].to_numpy(),
-        table["delta_entropy"].to_numpy(),
-        config,
+        start, end = end, end + index.num_rows
+        domains[start:end] = _domain_numbers(index, names)
+        tokens[start:end] = index["response_tokens"]
+        deltas["delta_nll"][start:end] = pc.subtract(calibrated["nll"], base["nll"])
+        deltas["delta_entropy"][start:end] = pc.subtract(base["entropy"], calibrated["entropy"])
+    if not end:
+        raise UserError("no sample of the pool could be scored; see the rejects in storage/pieces")
+    nll, entropy = (values[:end] for values in deltas.values())
+    fates = select(domains[:end], nll, entropy, config)
+    table = pa.table(
+        {
+            "domain": pa.DictionaryArray.from_arrays(domains[:end], list(names)),
+            "response_tokens": tokens[:end],
+            "delta_nll": nll,
+            "delta_entropy": entropy,
+            "fate": pa.DictionaryArray.from_arrays(fates, list(FATES)),
+        }
     )
-    fate = pa.DictionaryArray.from_arrays(fates, list(FATES))
-    return Ranking(pool, scores, table.append_column("fate", fate), pa.concat_tables(rejects))
+    return Ranking(pool, scores, table, pa.concat_tables(rejects))
+
+
+def _domain_numbers(index: pa.Table, names: dict[str, int]) -> np.ndarray:
+    """Each row's domain as its number in `names`, which takes in new ones."""
+    column = index["domain"].combine_chunks()
+    numbers = [names.setdefault(name, len(names)) for name in column.dictionary.to_pylist()]
+    return np.array(numbers, np.int32)[column.indices.to_numpy()]
 
 
 def _scored(

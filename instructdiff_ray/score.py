@@ -128,7 +128,7 @@ def score(
     if missing:
         for role in missing:
             models[role].check()
-        passes = _passes(pool, {role: place.pieces for role, place in missing.items()})
+        passes = find_passes(pool, {role: place.pieces for role, place in missing.items()})
         total = sum(one.tokens * len(one.roles) for one in passes)
         with progress.stage("score", "samples", total) as stage:
             for one in passes:
@@ -144,7 +144,7 @@ def score(
     return finished_scores(config, pool, models, storage)
 
 
-def _passes(pool: Pool, pieces: Mapping[str, Folder]) -> list[Pass]:
+def find_passes(pool: Pool, pieces: Mapping[str, Folder]) -> list[Pass]:
     """What each model lacks, grouped so that models that lack the same samples share a pass."""
     roles = list(pieces)
     prefixes, tokens, samples = defaultdict(list), Counter[int](), Counter[int]()

@@ -19,9 +19,9 @@ def select(
 ) -> np.ndarray:
     """The fate of each sample, as its number in FATES: int8 [N].
 
-    All arrays are [N], in the order of sample_id: so a stable sort settles ties by it. domains:
-    any number for each domain; delta_nll = NLL_cal − NLL_base, delta_entropy = H_base − H_cal,
-    finite, in nats. Raises ValueError where one is not finite.
+    All arrays are [N], in the order of sample_id, by which ties are settled. domains: any number
+    for each domain; delta_nll = NLL_cal − NLL_base, delta_entropy = H_base − H_cal, finite, in
+    nats. Raises ValueError where one is not finite.
     """
     if not (np.isfinite(delta_nll).all() and np.isfinite(delta_entropy).all()):
         raise ValueError("scores are not finite")
@@ -29,11 +29,21 @@ def select(
     for domain in np.unique(domains):
         rows = np.flatnonzero(domains == domain)
         cut = floor_share(config.reject_ratio, len(rows))
-        by_nll = rows[np.argsort(delta_nll[rows], kind="stable")]
-        band = np.sort(by_nll[cut : len(rows) - cut])
-        by_entropy = band[np.argsort(delta_entropy[band], kind="stable")]
-        fates[by_nll[:cut]] = FATES.index(BELOW)
-        fates[by_nll[len(rows) - cut :]] = FATES.index(ABOVE)
-        chosen = by_entropy[: max(1, floor_share(config.ratio, len(rows)))]
-        fates[chosen] = FATES.index(SELECTED)
+        below = _lowest(delta_nll[rows], cut)
+        above = _lowest(-delta_nll[rows][::-1], cut)[::-1]
+        band = rows[~(below | above)]
+        chosen = _lowest(delta_entropy[band], max(1, floor_share(config.ratio, len(rows))))
+        fates[rows[below]] = FATES.index(BELOW)
+        fates[rows[above]] = FATES.index(ABOVE)
+        fates[band[chosen]] = FATES.index(SELECTED)
     return fates
+
+
+def _lowest(values: np.ndarray, count: int) -> np.ndarray:
+    """A mask of the `count` lowest; of equal ones, those that stand first. No sort of them all."""
+    if count == 0:
+        return np.zeros(len(values), bool)
+    last = np.partition(values, count - 1)[count - 1]
+    mask = np.asarray(values < last)
+    mask[np.flatnonzero(values == last)[: count - int(mask.sum())]] = True
+    return mask

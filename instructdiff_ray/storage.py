@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -46,12 +47,26 @@ def is_uri(path: str) -> bool:
 
 
 def absolute(path: str) -> str:
-    """A local path made absolute; a URI as it is. Raises UserError for a URI with a query."""
-    if is_uri(path) and "?" in path:
+    """A local path made absolute; a URI as it is.
+
+    Raises UserError for a URI with a query or a password, without repeating either: what is in a
+    path gets into keys, logs and reports.
+    """
+    if not is_uri(path):
+        return os.path.abspath(os.path.expanduser(path))
+    parts = urlsplit(path)
+    place = f"{parts.scheme}://…@{parts.netloc.rpartition('@')[2]}{parts.path}"
+    if parts.password is not None:
         raise UserError(
-            f"{path}: a query in a URI is not taken; set AWS_ENDPOINT_URL or AWS_REGION instead"
+            f"{place}: a key in a URI is not taken; set it in the environment (for S3"
+            " AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY) or in the machine's role"
         )
-    return path.rstrip("/") if is_uri(path) else os.path.abspath(os.path.expanduser(path))
+    if parts.query:
+        raise UserError(
+            f"{place.replace('…@', '')}: a query in a URI is not taken; set AWS_ENDPOINT_URL or"
+            " AWS_REGION instead"
+        )
+    return path.rstrip("/")
 
 
 def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:

@@ -23,7 +23,7 @@ import ray
 import ray.train
 import torch
 from ray.exceptions import RayActorError
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -37,6 +37,7 @@ from transformers import (
 
 from instructdiff_ray.checkpoints import KeepCheckpoints, fetch_checkpoint
 from instructdiff_ray.config import CalibrateConfig, TrainResources
+from instructdiff_ray.errors import user_error_in
 from instructdiff_ray.models import Model, folder_identity
 from instructdiff_ray.progress import Stage
 from instructdiff_ray.rendering import Rendering
@@ -97,7 +98,12 @@ def fit(task: TrainTask, stage: Stage) -> str:
                 failure_config=FailureConfig(max_failures=MAX_FAILURES),
             ),
         )
-        trainer.fit()
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            if told := user_error_in(error):
+                raise told from error
+            raise
     return str(json.loads(task.samples.read_bytes(DIGEST) or b""))
 
 

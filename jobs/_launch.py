@@ -26,11 +26,12 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 from transformers.utils.logging import disable_progress_bar
 
 from instructdiff_ray.config import ClusterConfig, Config
-from instructdiff_ray.errors import UserError
+from instructdiff_ray.errors import UserError, user_error_in
 from instructdiff_ray.pipeline import Run, run_name
 from instructdiff_ray.storage import absolute, is_uri, join
 
@@ -58,6 +59,11 @@ def launch(stage: Callable[[Run], None]) -> None:
             failures.append(_say(str(error)))
         except OmegaConfBaseException as error:
             failures.append(_say(_one_line(error)))
+        except (OSError, RayError) as error:  # the driver's own disk, or Ray's
+            told = user_error_in(error)
+            if told is None:
+                raise
+            failures.append(_say(str(told)))
 
     # The demo is what runs when neither data nor model nor domain is named: who names one of them
     # and forgets another should hear of it.

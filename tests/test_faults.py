@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
+from ray.cluster_utils import Cluster
 
 from instructdiff_ray.demo.pool import write_pool
-from tests.faults import started
+from tests.faults import ray_workers, started
 
 ROOT = Path(__file__).resolve().parents[1]
 MOMENTS = 20
@@ -114,6 +117,77 @@ def test_a_driver_killed_while_scoring_goes_on_with_what_was_not_scored(
     assert 0 < before < 2 * pool
     assert sum(summary["scoring"]["samples_scored"].values()) == 2 * pool - before
     assert not {"ingest", "calibrate"} & summary["seconds"].keys()
+    check_same(undisturbed, tmp_path)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("this user may not mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_in_one_line_and_the_run_goes_on_with_more_room(
+    settings: list[str], undisturbed: Path, small_disk: Path
+) -> None:
+    for _ in range(8):
+        job = subprocess.run(command(settings, small_disk), capture_output=True, text=True)
+        if job.returncode == 0:
+            break
+        assert job.returncode == 1
+        (line,) = job.stderr.splitlines()
+        assert line.startswith("error: the disk is full")
+        assert not (small_disk / "run/summary.json").exists()
+        room = 2 * int(shutil.disk_usage(small_disk).total)
+        subprocess.run(["mount", "-o", f"remount,size={room}", str(small_disk)], check=True)
+    assert job.returncode == 0, job.stderr
+    check_same(undisturbed, small_disk)
+
+
+def raylet_of(title: str) -> psutil.Process | None:
+    """The raylet whose worker calls itself `ray::<title>…`."""
+    workers = ray_workers(title)
+    return workers[0].parent() if workers else None
+
+
+@pytest.mark.slow
+def test_a_node_that_is_lost_while_training_and_while_scoring_costs_no_sample(
+    settings: list[str], undisturbed: Path, tmp_path: Path
+) -> None:
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    nodes = [cluster.add_node(num_cpus=3) for _ in range(2)]
+
+    def lose(title: str) -> None:
+        raylet = raylet_of(title)
+        assert raylet is not None
+        (node,) = (n for n in nodes if n.all_processes["raylet"][0].process.pid == raylet.pid)
+        nodes.remove(node)
+        cluster.remove_node(node, allow_graceful=False)
+        nodes.append(cluster.add_node(num_cpus=3))
+
+    def wait(when: Callable[[], bool]) -> None:
+        while not when():
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.02)
+
+    try:
+        with started(
+            [*command(settings, tmp_path), f"cluster.address={cluster.address}"], tmp_path / "log"
+        ) as process:
+            wait(lambda: bool(list(tmp_path.glob("storage/checkpoints/*/manifest.json"))))
+            lose("RayTrainWorker")
+            wait(lambda: durable(tmp_path) > 0)
+            lose("MapWorker(MapBatches(Scorer))")
+            assert process.wait(600) == 0, (tmp_path / "log").read_text()
+    finally:
+        cluster.shutdown()
     check_same(undisturbed, tmp_path)
 
 

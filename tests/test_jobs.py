@@ -72,6 +72,9 @@ MISTAKES = {
     ),
     "unsplittable batch": (["cluster.train.workers=3"], "calibrate.global_batch_size=4"),
     "impossible value": (["calibrate.epochs=0"], "calibrate.epochs=0 must be"),
+    "key in a URI": (["storage=s3://AKIA:geheim@b/x"], "s3://…@b/x: a key in a URI is not taken"),
+    "key of the data": (["data.path=s3://AKIA:geheim@b/x"], "s3://…@b/x: a key in a URI"),
+    "key of the model": (["model.base=s3://AKIA:geheim@b/x"], "s3://…@b/x: a key in a URI"),
 }
 
 

@@ -318,6 +318,16 @@ def test_paths_are_made_absolute_and_uris_kept(monkeypatch: pytest.MonkeyPatch) 
     assert absolute("~/pool") == "/home/me/pool"
     assert absolute("pool") == str(Path.cwd() / "pool")
     assert absolute("s3://bucket/pool/") == "s3://bucket/pool"
+    assert absolute("abfss://container@account/x") == "abfss://container@account/x"
+
+
+@pytest.mark.parametrize(
+    "path", ["s3://AKIA:geheim@bucket/pool", "s3://bucket/pool?secret_key=geheim"]
+)
+def test_a_uri_that_holds_a_secret_is_refused_without_repeating_it(path: str) -> None:
+    with pytest.raises(UserError, match="s3://.*bucket/pool: a .* in a URI is not taken") as told:
+        absolute(path)
+    assert "geheim" not in str(told.value) and "AKIA" not in str(told.value)
     assert join("s3://bucket/", "a/", "b") == "s3://bucket/a/b"
 
 

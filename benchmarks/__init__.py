@@ -1,0 +1,1 @@
+"""What is measured, against what; the last results lie beside it in `results/`."""

@@ -1,0 +1,55 @@
+"""What every benchmark needs: the machine, a place for results, a process's memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> dict[str, Any]:
+    """What the figures hold for."""
+    names = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {
+        "cpu": names[0] if names else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "gpu": gpu,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def save(name: str, result: dict[str, Any]) -> None:
+    """Write `results/NAME-MACHINE.json` and say where."""
+    here = machine()
+    label = here["gpu"] or f"{here['cores']}-cores"
+    slug = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}-{slug}.json"
+    packages = {package: version(package) for package in ("torch", "pyarrow", "numpy")}
+    text = json.dumps({"machine": here, "packages": packages, **result}, indent=2)
+    path.write_text(text + "\n")
+    print(f"written: {path}")
+
+
+def reset_peak() -> None:
+    """Forget this process's peak of resident memory (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mib() -> float:
+    """This process's peak of resident memory since `reset_peak`, in MiB."""
+    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match
+    return int(match.group(1)) / 1024
