@@ -18,7 +18,7 @@ from instructdiff_ray.progress import Progress
 from instructdiff_ray.rendering import Rendering
 from instructdiff_ray.storage import Artifact, Finished, Storage, make_key
 
-VERSION = 1  # of what this stage computes; raise it when the same input gives another model
+VERSION = 2  # of what this stage computes; raise it when the same input gives another model
 
 
 def model_artifact(

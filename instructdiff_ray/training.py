@@ -2,8 +2,7 @@
 
 The loss is on the responses only. Each worker holds the tokens of the whole training set; the
 Trainer's own sampler, seeded, splits it, so that an optimizer step sees the same samples however
-many workers and accumulation steps share them. The last step of an epoch is the exception: where
-workers do not divide what is left, accelerate fills it up with the epoch's first samples.
+many workers and accumulation steps share them.
 """
 
 from __future__ import annotations
@@ -127,6 +126,8 @@ def train_worker(config: dict[str, Any]) -> None:
                 KeepCheckpoints(task.checkpoints, task.resources.checkpoint_minutes * 60),
             ],
         )
+        if trainer.model_accepts_loss_kwargs:  # the loss is a mean over the tokens of a whole step
+            examples.fill_up(task.calibrate.global_batch_size)
         trainer.train(resume_from_checkpoint=fetch_checkpoint(task.checkpoints, scratch))
         # Every worker takes part, for a sharded model is gathered; rank 0 writes.
         trainer.save_model(folder)
@@ -154,6 +155,15 @@ class Examples(Dataset):
                 example = training_example(encoded, eos, chat, task.rendering.max_length)
                 self.items.append({k: np.array(v, np.int32) for k, v in example.items()})
         self.longest = max(len(item["input_ids"]) for item in self.items)
+
+    def fill_up(self, multiple: int) -> None:
+        """Add samples without a loss, up to whole steps.
+
+        Else accelerate would fill up an epoch's last step with samples of its first, as many as the
+        workers ask for: and the model would depend on their number.
+        """
+        empty = {"input_ids": np.zeros(1, np.int32), "labels": np.full(1, IGNORED, np.int32)}
+        self.items += [empty] * (-len(self.items) % multiple)
 
     def __len__(self) -> int:
         return len(self.items)
