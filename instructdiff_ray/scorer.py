@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Mapping
 
 import numpy as np
@@ -16,7 +17,7 @@ from instructdiff_ray.scoring import SampleScorer
 from instructdiff_ray.watch import MAX_DEATHS, Watched
 
 # Reasons of samples that could not be scored.
-KILLS_SCORER, NOT_FINITE = "kills_scorer", "not_finite"
+KILLS_SCORER, NOT_FINITE, OUT_OF_MEMORY = "kills_scorer", "not_finite", "out_of_memory"
 
 
 class Scorer:
@@ -67,11 +68,21 @@ class Scorer:
     def _score(self, block: pa.Table) -> pa.Table:
         ids, response = block["input_ids"].to_pylist(), block["response"].to_pylist()
         values = {role: np.empty((2, len(ids))) for role in self.scorers}
-        for batch in token_batches([len(tokens) for tokens in ids], self.tokens_per_batch):
+        too_large: set[int] = set()
+        batches = deque(token_batches([len(tokens) for tokens in ids], self.tokens_per_batch))
+        while batches:
+            batch = batches.popleft()
             batch_ids, batch_response = [ids[i] for i in batch], [response[i] for i in batch]
-            for role, scorer in self.scorers.items():
-                values[role][:, batch] = scorer.score(batch_ids, batch_response)
-        return _table(block, values)
+            try:
+                for role, scorer in self.scorers.items():
+                    values[role][:, batch] = scorer.score(batch_ids, batch_response)
+            except torch.OutOfMemoryError:
+                if len(batch) == 1:
+                    too_large.update(batch)
+                else:
+                    self.tokens_per_batch = max(1, self.tokens_per_batch // 2)
+                    batches.extendleft((batch[len(batch) // 2 :], batch[: len(batch) // 2]))
+        return _table(block, values, too_large)
 
     def _score_singly(self, block: pa.Table) -> pa.Table:
         """This block has killed a scorer: find the sample that did."""
@@ -87,19 +98,28 @@ class Scorer:
         return pa.concat_tables(tables)
 
 
-def _table(block: pa.Table, values: Mapping[str, np.ndarray]) -> pa.Table:
-    """values: role → [2, rows], NLL and entropy. One that is not finite is a reject."""
+def _table(block: pa.Table, values: Mapping[str, np.ndarray], too_large: set[int]) -> pa.Table:
+    """values: role → [2, rows], NLL and entropy. One that is not finite is a reject.
+
+    too_large: rows that the device's memory does not hold alone; rejects too.
+    """
     columns = _measures(block)
     for role, (nll, entropy) in values.items():
+        nll[list(too_large)] = np.nan
         bad = ~(np.isfinite(nll) & np.isfinite(entropy))
-        detail = (
-            f"NLL or entropy under the {role} model is not finite; cluster.precision=fp32 may help"
-        )
+        told = [_why(row, role, too_large) if b else (None, None) for row, b in enumerate(bad)]
         columns[f"{role}_nll"] = pa.array(nll, mask=bad)
         columns[f"{role}_entropy"] = pa.array(entropy, mask=bad)
-        columns[f"{role}_reason"] = pa.array([NOT_FINITE if b else None for b in bad], pa.string())
-        columns[f"{role}_detail"] = pa.array([detail if b else None for b in bad], pa.string())
+        columns[f"{role}_reason"] = pa.array([reason for reason, _ in told], pa.string())
+        columns[f"{role}_detail"] = pa.array([detail for _, detail in told], pa.string())
     return pa.table(columns)
+
+
+def _why(row: int, role: str, too_large: set[int]) -> tuple[str, str]:
+    if row in too_large:
+        return OUT_OF_MEMORY, "the device's memory does not hold this sample alone"
+    help = "cluster.precision=fp32 may help"
+    return NOT_FINITE, f"NLL or entropy under the {role} model is not finite; {help}"
 
 
 def _lethal(one: pa.Table, roles: list[str]) -> pa.Table:

@@ -4,43 +4,77 @@
     H(x, y)   = −(1/|y|) Σ_t Σ_v π(v | x, y_<t) log π(v | x, y_<t)
 
 both in nats, over the response tokens y (method's Nouns; paper, §3). The model runs once over the
-padded batch; only the positions before a response token go through the output head, in slices, so
-that no tensor of batch × length × vocabulary ever exists.
+padded batch; only the positions before a response token go through the output head, a tile of
+positions and words at a time, so that no tensor of batch × length × vocabulary ever exists.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
-from transformers.utils import ModelOutput
+from torch import Tensor
+
+from instructdiff_ray.head import Tile, own_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# fp32 logits of one slice: small enough to stay near the cores of a CPU, large enough for a GPU.
-SLICE_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
-CHECK_TOKENS = 16
+# Positions that go through the head together: enough that reading a tile of the head's weights is
+# no cost beside multiplying with them.
+SLICE_POSITIONS = {"cpu": 512, "cuda": 4096}
+# fp32 logits of one tile: near the cores of a CPU, and on a GPU no more than it needs to be busy.
+TILE_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
+# A masked-out word has logit −inf; this has the same probability, 0, and a finite product with it.
+MASKED = -1e30
 
-Head = Callable[[Tensor], Tensor]
+
+class Statistics:
+    """Sums over the vocabulary at some positions, a tile at a time, in fp32.
+
+    With m the largest logit so far and d = z − m, keeps s = Σ exp d and u = Σ d exp d, and the
+    targets' logits; so log Z = m + log s, and H = log Z − Σ p z = log s − u / s.
+    """
+
+    def __init__(self, targets: Tensor) -> None:
+        self.targets = targets
+        self.largest = torch.full_like(targets, MASKED, dtype=torch.float32)
+        self.sum = torch.zeros_like(self.largest)
+        self.weighted = torch.zeros_like(self.largest)
+        self.target_logits = torch.zeros_like(self.largest)
+
+    def add(self, logits: Tensor, first: int = 0) -> None:
+        """logits: [positions, words] of the words from number `first` on; is overwritten."""
+        logits = logits.float().clamp_min_(MASKED)
+        words = logits.shape[-1]
+        inside = (self.targets >= first) & (self.targets < first + words)
+        places = (self.targets - first).clamp(0, words - 1)
+        found = logits.gather(-1, places.unsqueeze(-1)).squeeze(-1)
+        self.target_logits = torch.where(inside, found, self.target_logits)
+        largest = torch.maximum(self.largest, logits.amax(-1))
+        risen = self.largest - largest
+        shifted = logits.sub_(largest.unsqueeze(-1))
+        powers = shifted.exp()
+        self.weighted = risen.exp() * (self.weighted + self.sum * risen)
+        self.weighted += torch.linalg.vecdot(powers, shifted)
+        self.sum = self.sum * risen.exp() + powers.sum(-1)
+        self.largest = largest
+
+    def nll_and_entropy(self) -> tuple[Tensor, Tensor]:
+        """At each position, in nats."""
+        log_sum = self.sum.log()
+        return self.largest + log_sum - self.target_logits, log_sum - self.weighted / self.sum
 
 
 def token_nll_and_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """NLL of the target and entropy at each position, in fp32 whatever the logits' type.
 
     logits: [positions, vocabulary]; targets: [positions], token ids. Results: [positions], nats.
-    H = log Z − Σ_v p_v z_v, with Z the partition function and z the logits.
     """
-    logits = logits.float()
-    log_z = torch.logsumexp(logits, dim=-1)
-    nll = log_z - logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    probabilities = torch.exp(logits - log_z.unsqueeze(-1))
-    # A masked-out word has probability 0 and logit −inf; its share is 0, not NaN.
-    entropy = log_z - (probabilities * logits.clamp_min(torch.finfo(torch.float32).min)).sum(-1)
-    return nll, entropy
+    statistics = Statistics(targets)
+    statistics.add(logits.clone())
+    return statistics.nll_and_entropy()
 
 
 class SampleScorer:
@@ -49,9 +83,8 @@ class SampleScorer:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.device = next(model.parameters()).device
-        vocabulary = model.get_output_embeddings().weight.shape[0]
-        self.slice = max(1, SLICE_BYTES[self.device.type] // (4 * vocabulary))
-        self.head = own_head(model)
+        self.slice = SLICE_POSITIONS[self.device.type]
+        self.head = own_head(model, TILE_BYTES[self.device.type] // (4 * self.slice))
 
     @torch.inference_mode()
     def score(
@@ -72,18 +105,21 @@ class SampleScorer:
             # Padding stands on the right of a causal model: no token that counts sees it, and
             # without an attention mask the fast causal kernel runs.
             hidden = self.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-            nll, entropy = self._score_positions(hidden[rows, columns - 1], targets)
+            nll, entropy = self._score_positions(self.head, hidden[rows, columns - 1], targets)
         counts = mask.sum(1)
         return _mean_by_row(nll, rows, counts), _mean_by_row(entropy, rows, counts)
 
-    def _score_positions(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """hidden: [positions, width] before each target; in slices through the head."""
-        assert self.head is not None
-        slices = [
-            token_nll_and_entropy(self.head(h), t)
-            for h, t in zip(hidden.split(self.slice), targets.split(self.slice), strict=True)
-        ]
-        return torch.cat([nll for nll, _ in slices]), torch.cat([h for _, h in slices])
+    def _score_positions(
+        self, head: list[Tile], hidden: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """hidden: [positions, width] before each target; through the head tile by tile."""
+        scored = []
+        for some, their in zip(hidden.split(self.slice), targets.split(self.slice), strict=True):
+            statistics = Statistics(their)
+            for tile in head:
+                statistics.add(tile.logits(some), tile.first)
+            scored.append(statistics.nll_and_entropy())
+        return torch.cat([nll for nll, _ in scored]), torch.cat([h for _, h in scored])
 
     def _score_full(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """For a model whose head can't be called alone: its own logits, one sample at a time."""
@@ -112,48 +148,3 @@ def _mean_by_row(values: Tensor, rows: Tensor, counts: Tensor) -> Tensor:
     # fp64: a sum over thousands of tokens shouldn't round, and its order shouldn't matter.
     sums = torch.zeros(len(counts), dtype=torch.float64, device=values.device)
     return (sums.index_add_(0, rows, values.double()) / counts).cpu()
-
-
-class _Given(nn.Module):
-    """Stands in a model for its body and gives the hidden states that it is given.
-
-    kind: what the body's own output is, for a head may look into other fields of it.
-    """
-
-    def __init__(self, kind: type[ModelOutput]) -> None:
-        super().__init__()
-        self.kind = kind
-
-    def forward(self, *_: object, inputs_embeds: Tensor, **__: object) -> ModelOutput:
-        return self.kind(last_hidden_state=inputs_embeds)
-
-
-def own_head(model: PreTrainedModel) -> Head | None:
-    """What the model does to its last hidden states, as a function [n, width] → [n, vocabulary].
-
-    It is the model's own `forward` with the body replaced, so a head that scales or caps its logits
-    (Cohere, Granite, Gemma-2) does so here too. It is compared with the model's own logits on a few
-    tokens; None where they differ or the model is not built of a body and a head.
-    """
-    device = next(model.parameters()).device
-    vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
-    # Any tokens do; a stride spreads them over the vocabulary.
-    tokens = torch.arange(CHECK_TOKENS, device=device)[None] * 7919 % vocabulary
-    shell = copy.copy(model)
-
-    def head(hidden: Tensor) -> Tensor:
-        return shell(inputs_embeds=hidden[None], use_cache=False).logits[0]
-
-    with torch.inference_mode():
-        expected = model(input_ids=tokens, use_cache=False).logits[0].float()
-        try:
-            body = model.base_model(input_ids=tokens, use_cache=False)
-            shell._modules = {**model._modules, model.base_model_prefix: _Given(type(body))}
-            found = head(body.last_hidden_state[0]).float()
-        except (AttributeError, TypeError):  # no body under that name, or one with other arguments
-            return None
-    tolerance = 1e-5 if model.dtype == torch.float32 else 2e-2
-    same = found.shape == expected.shape and torch.allclose(
-        found, expected, rtol=tolerance, atol=tolerance
-    )
-    return head if same else None

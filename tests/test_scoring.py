@@ -27,9 +27,10 @@ from transformers import (
 from instructdiff_ray.batching import token_batches
 from instructdiff_ray.config import ModelConfig, TemplateConfig
 from instructdiff_ray.demo.pool import prose
+from instructdiff_ray.head import own_head
 from instructdiff_ray.models import DTYPES, Model, find_model
 from instructdiff_ray.samples import Part
-from instructdiff_ray.scoring import SampleScorer, own_head, token_nll_and_entropy
+from instructdiff_ray.scoring import SampleScorer, Statistics, token_nll_and_entropy
 from instructdiff_ray.template import Encoded, Encoder
 
 WIDTH, VOCABULARY = 32, 97
@@ -120,6 +121,23 @@ def test_a_fair_coin_has_the_entropy_and_nll_of_ln_2() -> None:
     assert entropy.tolist() == pytest.approx([math.log(2), math.log(3)])
 
 
+@pytest.mark.parametrize("words", [1, 7, 100, 400])
+def test_tiles_of_the_vocabulary_add_up_also_where_words_are_masked(words: int) -> None:
+    torch.manual_seed(0)
+    logits = 20 * torch.randn(50, 400)
+    logits[:, 100:230] = -math.inf  # whole tiles, and parts of others
+    targets = torch.randint(0, 100, (50,))
+    statistics = Statistics(targets)
+    for first in range(0, 400, words):
+        statistics.add(logits[:, first : first + words].clone(), first)
+    nll, entropy = statistics.nll_and_entropy()
+    exact = torch.log_softmax(logits.double(), -1)
+    p = exact.exp()
+    expected = -(p * exact.clamp_min(-1e30)).sum(-1)
+    assert torch.allclose(entropy.double(), expected, atol=1e-5)
+    assert torch.allclose(nll.double(), -exact[range(50), targets], atol=1e-5)
+
+
 def test_bf16_logits_are_summed_in_fp32() -> None:
     logits = torch.randn(5, 50_000).bfloat16()
     _, entropy = token_nll_and_entropy(logits, torch.zeros(5, dtype=torch.long))
@@ -131,17 +149,19 @@ def test_bf16_logits_are_summed_in_fp32() -> None:
 @pytest.mark.parametrize("name", ["llama", "gemma2", "cohere", "granite", "gpt2", "mixtral"])
 def test_each_architecture_scores_as_the_definition_does(name: str) -> None:
     model = build(name)
-    assert own_head(model) is not None
+    for words in (10, VOCABULARY, 1000):  # tiles that leave a rest, that fit, that are larger
+        head = own_head(model, words)
+        assert head is not None and len(head) == -(-VOCABULARY // words)
     assert_same(model, random_samples(1, 7))
 
 
 @pytest.mark.parametrize("name", ["gemma2", "cohere", "granite"])
 def test_a_scaled_or_capped_head_is_not_the_bare_projection(name: str) -> None:
     model, hidden = build(name), torch.randn(3, WIDTH)
-    head = own_head(model)
+    head = own_head(model, VOCABULARY)
     assert head is not None
     with torch.inference_mode():
-        assert not torch.allclose(head(hidden), model.lm_head(hidden), atol=1e-2)
+        assert not torch.allclose(head[0].logits(hidden), model.lm_head(hidden), atol=1e-2)
 
 
 def test_a_head_that_depends_on_more_than_hidden_states_falls_back_to_the_models_own_logits() -> (
@@ -158,18 +178,23 @@ def test_a_head_that_depends_on_more_than_hidden_states_falls_back_to_the_models
 
     torch.manual_seed(0)
     model = Biased(LlamaConfig(**SHAPE)).eval()
-    assert own_head(model) is None
+    assert own_head(model, 10) is None
     assert_same(model, random_samples(2, 5))
 
 
 @settings(deadline=None, max_examples=15, derandomize=True)
-@given(seed=st.integers(0, 10**6), count=st.integers(1, 12), slice_size=st.integers(1, 50))
-def test_any_shape_of_batch_and_slice_gives_the_same_scores(
-    seed: int, count: int, slice_size: int
+@given(
+    seed=st.integers(0, 10**6),
+    count=st.integers(1, 12),
+    slice_size=st.integers(1, 50),
+    words=st.integers(1, 120),
+)
+def test_any_shape_of_batch_slice_and_tile_gives_the_same_scores(
+    seed: int, count: int, slice_size: int, words: int
 ) -> None:
     model, samples = build("llama"), random_samples(seed, count)
     scorer = SampleScorer(model)
-    scorer.slice = slice_size
+    scorer.slice, scorer.head = slice_size, own_head(model, words)
     nll, entropy = scorer.score(*zip(*samples, strict=True))
     for position, (ids, scored) in enumerate(samples):
         assert (float(nll[position]), float(entropy[position])) == pytest.approx(

@@ -1,0 +1,106 @@
+"""A model's output head, called alone and a tile of the vocabulary at a time.
+
+The head is the model's own `forward` with its body replaced by one that gives the hidden states
+that it is given, and its output layer by a slice of it: so a head that scales or caps its logits
+(Cohere, Granite, Gemma-2) does so here too, for what it does, it does word by word.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CHECK_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Some words of the vocabulary. logits: [n, width] → [n, words]; first: number of the first."""
+
+    first: int
+    logits: Callable[[Tensor], Tensor]
+
+
+class _Given(nn.Module):
+    """Stands in a model for its body and gives the hidden states that it is given.
+
+    kind: what the body's own output is, for a head may look into other fields of it.
+    """
+
+    def __init__(self, kind: type[ModelOutput]) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, *_: object, inputs_embeds: Tensor, **__: object) -> ModelOutput:
+        return self.kind(last_hidden_state=inputs_embeds)
+
+
+def own_head(model: PreTrainedModel, words: int) -> list[Tile] | None:
+    """What the model does to its last hidden states, in tiles of about `words` words.
+
+    It is compared with the model's own logits on a few tokens; None where they differ or the model
+    is not built of a body and a head.
+    """
+    device = next(model.parameters()).device
+    vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
+    # Any tokens do; a stride spreads them over the vocabulary.
+    tokens = torch.arange(CHECK_TOKENS, device=device)[None] * 7919 % vocabulary
+    with torch.inference_mode():
+        expected = model(input_ids=tokens, use_cache=False).logits[0].float()
+        try:
+            body = model.base_model(input_ids=tokens, use_cache=False)
+            tiles = _tiles(model, type(body), words)
+            found = torch.cat([tile.logits(body.last_hidden_state[0]) for tile in tiles], -1)
+        except (AttributeError, TypeError):  # no body under that name, or one with other arguments
+            return None
+    tolerance = 1e-5 if model.dtype == torch.float32 else 2e-2
+    same = found.shape == expected.shape and torch.allclose(
+        found.float(), expected, rtol=tolerance, atol=tolerance
+    )
+    return tiles if same else None
+
+
+def _tiles(model: PreTrainedModel, body: type[ModelOutput], words: int) -> list[Tile]:
+    modules: dict[str, nn.Module | None] = {
+        **model._modules,
+        model.base_model_prefix: _Given(body),
+    }
+    output = model.get_output_embeddings()
+    names = [name for name, module in model._modules.items() if module is output]
+    if type(output) is not nn.Linear or not names:
+        return [Tile(0, _shell(model, modules))]
+    total = output.weight.shape[0]
+    return [
+        Tile(first, _shell(model, {**modules, names[0]: _rows(output, first, first + words)}))
+        for first in range(0, total, words)
+    ]
+
+
+def _shell(
+    model: PreTrainedModel, modules: dict[str, nn.Module | None]
+) -> Callable[[Tensor], Tensor]:
+    shell = copy.copy(model)
+    shell._modules = modules
+
+    def logits(hidden: Tensor) -> Tensor:
+        return shell(inputs_embeds=hidden[None], use_cache=False).logits[0]
+
+    return logits
+
+
+def _rows(layer: nn.Linear, start: int, end: int) -> nn.Linear:
+    """Some rows of a linear layer: a view, not a copy."""
+    rows = nn.Linear(1, 1, bias=layer.bias is not None, device="meta")
+    rows.weight = nn.Parameter(layer.weight[start:end], requires_grad=False)
+    if layer.bias is not None:
+        rows.bias = nn.Parameter(layer.bias[start:end], requires_grad=False)
+    return rows

@@ -1,0 +1,61 @@
+"""The scoring actor, called where it stands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from instructdiff_ray.models import Model
+from instructdiff_ray.scorer import Scorer
+from instructdiff_ray.watch import start_watch
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def make_scorer(model: Model, tokens_per_batch: int) -> Scorer:
+    threads = torch.get_num_threads()
+    scorer = Scorer({"base": model}, "fp32", tokens_per_batch, 1, False, start_watch())
+    torch.set_num_threads(threads)
+    return scorer
+
+
+@pytest.fixture(scope="module")
+def block() -> pa.Table:
+    rng = np.random.default_rng(0)
+    lengths = [5, 40, 12, 90, 33, 7, 60, 21]
+    ids = [rng.integers(0, 100, length).tolist() for length in lengths]
+    return pa.table(
+        {
+            "sample_id": [f"{n:032x}" for n in range(len(ids))],
+            "input_ids": pa.array(ids, pa.list_(pa.int32())),
+            "response": [[False] + [True] * (len(tokens) - 1) for tokens in ids],
+        }
+    )
+
+
+def test_a_batch_that_the_memory_does_not_hold_is_halved_until_it_does(
+    model: Model, block: pa.Table
+) -> None:
+    expected = make_scorer(model, 1000)(block)
+    scorer, room = make_scorer(model, 1000), 70
+
+    def device_of_little_memory(module: Any, arguments: Any, options: dict[str, Any]) -> None:
+        if options["input_ids"].numel() > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    body = scorer.scorers["base"].model.base_model
+    body.register_forward_pre_hook(device_of_little_memory, with_kwargs=True)
+    found = scorer(block)
+    assert found["sample_id"] == expected["sample_id"]
+    assert scorer.tokens_per_batch < 1000
+    reasons = found["base_reason"].to_pylist()
+    assert reasons == [None, None, None, "out_of_memory", None, None, None, None]
+    fits = pa.array([reason is None for reason in reasons])
+    for name in ("base_nll", "base_entropy"):
+        one, other = (table.filter(fits)[name].to_numpy() for table in (found, expected))
+        assert np.allclose(one, other, atol=1e-5)
+        assert found[name].null_count == 1
