@@ -57,5 +57,10 @@ def _cost(summary: Mapping[str, Any]) -> str:
         speed = "no forward pass: finished scores were reused"
     else:
         passes = ", ".join(f"{role} {count:,}" for role, count in scored.items())
-        speed = f"{scoring['tokens_per_second']:,.0f} tokens/s (samples scored: {passes})"
+        shares = scoring["shares"]
+        speed = (
+            f"{scoring['tokens_per_second']:,.0f} tokens/s (samples scored: {passes})\n"
+            f"            {shares['matrix_product_rate']:.0%} of the matrix-product rate,"
+            f" {shares['padding']:.0%} padding, scorers waited {shares['waited']:.0%} of their time"
+        )
     return f"time        {stages or 'nothing was computed'}\nscoring     {speed}"

@@ -173,6 +173,7 @@ class Run:
                 "seconds": scored_s,
                 "tokens_per_second": self.work.tokens / scored_s if scored_s else 0.0,
                 "samples_scored": dict(self.work.samples),
+                "shares": self.work.usage.shares(),
             },
             "seconds": dict(self.progress.seconds),
             "keys": {

@@ -54,10 +54,15 @@ class Ranking:
     def rows(self) -> Iterator[pa.Table]:
         """All columns of RANKING, a bucket at a time, in the order of sample_id."""
         start = 0
-        for index, base, calibrated, _ in _scored(self.pool, self.scores):
+        ids = ["sample_id"]
+        for index, base, calibrated in _buckets(self.pool, self.scores, ids, ids):
+            assert base["sample_id"].equals(index["sample_id"]), "scores of another pool"
+            assert calibrated["sample_id"].equals(index["sample_id"]), "scores of another pool"
+            good = _has_scores(base, calibrated)
+            index, base, calibrated = (t.filter(good) for t in (index, base, calibrated))
             narrow = self.table.slice(start, index.num_rows)
             start += index.num_rows
-            columns = [index["sample_id"], narrow["domain"], index["response_tokens"]]
+            columns = [index["sample_id"], narrow["domain"], narrow["response_tokens"]]
             columns += [base["nll"], base["entropy"], calibrated["nll"], calibrated["entropy"]]
             columns += [narrow["delta_nll"], narrow["delta_entropy"], narrow["fate"]]
             casted = [c.cast(f.type) for c, f in zip(columns, RANKING, strict=True)]
@@ -74,9 +79,11 @@ def rank(pool: Pool, scores: Mapping[str, Finished], config: SelectConfig) -> Ra
     deltas = {name: np.empty(count) for name in ("delta_nll", "delta_entropy")}
     domains, tokens = np.empty(count, np.int32), np.empty(count, np.int32)
     names: dict[str, int] = {}
-    rejects, end = [REJECTED.empty_table()], 0
-    for index, base, calibrated, rejected in _scored(pool, scores):
-        rejects.append(rejected)
+    end = 0
+    # Not the ids: they are most of the bytes, and the order is the same by construction.
+    for index, base, calibrated in _buckets(pool, scores, ["domain", "response_tokens"], []):
+        good = _has_scores(base, calibrated)
+        index, base, calibrated = (table.filter(good) for table in (index, base, calibrated))
         start, end = end, end + index.num_rows
         domains[start:end] = _domain_numbers(index, names)
         tokens[start:end] = index["response_tokens"]
@@ -95,7 +102,8 @@ def rank(pool: Pool, scores: Mapping[str, Finished], config: SelectConfig) -> Ra
             "fate": pa.DictionaryArray.from_arrays(fates, list(FATES)),
         }
     )
-    return Ranking(pool, scores, table, pa.concat_tables(rejects))
+    rejected = REJECTED.empty_table() if end == count else _rejected(pool, scores)
+    return Ranking(pool, scores, table, rejected)
 
 
 def _domain_numbers(index: pa.Table, names: dict[str, int]) -> np.ndarray:
@@ -105,33 +113,46 @@ def _domain_numbers(index: pa.Table, names: dict[str, int]) -> np.ndarray:
     return np.array(numbers, np.int32)[column.indices.to_numpy()]
 
 
-def _scored(
-    pool: Pool, scores: Mapping[str, Finished]
-) -> Iterator[tuple[pa.Table, pa.Table, pa.Table, pa.Table]]:
-    """Index and scores of the samples that have both, and the others as REJECTED, by bucket."""
-    groups = (scores[role].folder.read_row_groups(SCORES) for role in ("base", "calibrated"))
-    for index, base, calibrated in zip(pool.index(), *groups, strict=True):
-        for table in (base, calibrated):
-            assert table["sample_id"].equals(index["sample_id"]), "scores of another pool"
+def _buckets(
+    pool: Pool, scores: Mapping[str, Finished], of_index: list[str], of_scores: list[str]
+) -> Iterator[tuple[pa.Table, pa.Table, pa.Table]]:
+    """Index, base and calibrated scores of each bucket, aligned; with these columns of each, and
+    NLL, entropy and reason of the scores."""
+    columns = [*of_scores, "nll", "entropy", "reason"]
+    index = pool.folder.read_row_groups("index.parquet", of_index)
+    base, calibrated = (
+        scores[role].folder.read_row_groups(SCORES, columns) for role in ("base", "calibrated")
+    )
+    return zip(index, base, calibrated, strict=True)
+
+
+def _has_scores(base: pa.Table, calibrated: pa.Table) -> pa.Array:
+    return pc.is_null(pc.coalesce(base["reason"], calibrated["reason"]))
+
+
+def _rejected(pool: Pool, scores: Mapping[str, Finished]) -> pa.Table:
+    """The samples without scores, with the reason, as REJECTED."""
+    found = []
+    for index, base, calibrated in _buckets(pool, scores, ["sample_id"], ["detail"]):
         reason = pc.coalesce(base["reason"], calibrated["reason"])
         detail = pc.coalesce(base["detail"], calibrated["detail"])
-        rejected = pa.table([index["sample_id"], reason, detail], schema=REJECTED)
-        good = pc.is_null(reason)
-        yield (
-            index.filter(good),
-            base.filter(good),
-            calibrated.filter(good),
-            rejected.filter(pc.invert(good)),
-        )
+        table = pa.table([index["sample_id"], reason, detail], schema=REJECTED)
+        found.append(table.filter(pc.is_valid(reason)))
+    return pa.concat_tables(found)
 
 
 def selected_ids(ranking: Ranking) -> list[str]:
     """The selection's sample ids, sorted."""
-    return [
-        name
-        for rows in ranking.rows()
-        for name in rows.filter(pc.equal(rows["fate"], SELECTED))["sample_id"].to_pylist()
-    ]
+    chosen = pc.equal(_fates(ranking), SELECTED)
+    ids, start = [], 0
+    for index in ranking.pool.folder.read_row_groups("index.parquet", ["sample_id"]):
+        names = index["sample_id"]
+        if ranking.rejected.num_rows:
+            lost = pc.is_in(names, value_set=ranking.rejected["sample_id"])
+            names = names.filter(pc.invert(lost))
+        ids += names.filter(chosen.slice(start, len(names))).to_pylist()
+        start += len(names)
+    return ids
 
 
 def fate_counts(ranking: Ranking) -> dict[str, int]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from instructdiff_ray.samples import Part
 from instructdiff_ray.scorer import Scorer
 from instructdiff_ray.storage import Artifact, Finished, Folder, Storage, make_key
 from instructdiff_ray.template import Encoded
+from instructdiff_ray.throughput import Usage
 from instructdiff_ray.watch import start_watch
 
 VERSION = 2  # of what this stage computes; raise it when the same input gives other scores
@@ -43,12 +44,13 @@ class Work:
     """What scoring cost in this command.
 
     samples: forward passes by role; tokens: prompt and response, counted once for each model;
-    rejected: samples that could not be scored, by reason.
+    rejected: samples that could not be scored, by reason; usage: of all scorers.
     """
 
     samples: dict[str, int] = field(default_factory=lambda: {"base": 0, "calibrated": 0})
     tokens: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
+    usage: Usage = field(default_factory=Usage)
 
 
 @dataclass(frozen=True)
@@ -260,8 +262,8 @@ class WritePieces:
         return pa.table(
             {
                 "samples": [scores.num_rows - len(rejected)],
-                "tokens": [pc.sum(scores["tokens"]).as_py()],
                 "rejected": pa.array([rejected], pa.list_(pa.string())),
+                "usage": [{f.name: pc.sum(scores[f.name]).as_py() for f in fields(Usage)}],
             }
         )
 
@@ -270,8 +272,9 @@ def _account(receipt: pa.Table, roles: Sequence[str], work: Work, stage: Stage) 
     for row in receipt.to_pylist():
         for role in roles:
             work.samples[role] += row["samples"]
-        tokens = row["tokens"] * len(roles)
-        work.tokens += tokens
+        usage = Usage(**row["usage"])
+        work.usage.add(usage)
+        work.tokens += round(usage.tokens)
         work.rejected.update(row["rejected"])
-        stage.add(row["samples"], work=tokens)
+        stage.add(row["samples"], work=usage.tokens)
     stage.note = f"{stage.work / stage.elapsed():,.0f} tokens/s"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +16,7 @@ from ray.actor import ActorHandle
 from instructdiff_ray.batching import token_batches
 from instructdiff_ray.models import DTYPES, Model
 from instructdiff_ray.scoring import SampleScorer
+from instructdiff_ray.throughput import Usage, matrix_product_rate, operations_per_token
 from instructdiff_ray.watch import MAX_DEATHS, Watched
 
 # Reasons of samples that could not be scored.
@@ -45,6 +48,7 @@ class Scorer:
             # Ray gives a worker one thread for each CPU that it reserves; a scorer may have more.
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // actors_per_node))
         self.tokens_per_batch = tokens_per_batch
+        self.usage = Usage()
         self.watched = Watched(watch)
         self.watched.begin_load()
         self.scorers = {
@@ -52,17 +56,29 @@ class Scorer:
             for role, model in models.items()
         }
         self.watched.end_load()
+        first = next(iter(self.scorers.values())).model
+        width = int(first.config.get_text_config().hidden_size)
+        self.rate = matrix_product_rate(device, DTYPES[precision], width)
+        self.free_since = time.monotonic()
 
     def __call__(self, block: pa.Table) -> pa.Table:
         """block: (sample_id, input_ids, response) rows.
 
-        Gives each row once: sample_id, response_tokens, tokens, and for each role `<role>_nll`,
-        `<role>_entropy`, and where these are null `<role>_reason` and `<role>_detail`.
+        Gives each row once: sample_id, response_tokens, and for each role `<role>_nll`,
+        `<role>_entropy`, and where these are null `<role>_reason` and `<role>_detail`. The fields
+        of Usage are columns too, whose sums are this block's.
         """
         name = f"block {block['sample_id'][0]}"
         died = self.watched.begin(name) > 1
+        began = time.monotonic()
+        self.usage = Usage(waited_s=began - self.free_since)
         scores = self._score_singly(block) if died else self._score(block)
+        self.free_since = time.monotonic()
+        self.usage.busy_s = self.free_since - began
+        self.usage.possible = self.usage.busy_s * self.rate
         self.watched.end(name)
+        for column, value in asdict(self.usage).items():
+            scores = scores.append_column(column, pa.array([value] + [0.0] * (len(scores) - 1)))
         return scores
 
     def _score(self, block: pa.Table) -> pa.Table:
@@ -76,6 +92,7 @@ class Scorer:
             try:
                 for role, scorer in self.scorers.items():
                     values[role][:, batch] = scorer.score(batch_ids, batch_response)
+                    self._count(scorer, batch_ids, batch_response)
             except torch.OutOfMemoryError:
                 if len(batch) == 1:
                     too_large.update(batch)
@@ -83,6 +100,15 @@ class Scorer:
                     self.tokens_per_batch = max(1, self.tokens_per_batch // 2)
                     batches.extendleft((batch[len(batch) // 2 :], batch[: len(batch) // 2]))
         return _table(block, values, too_large)
+
+    def _count(
+        self, scorer: SampleScorer, ids: list[list[int]], response: list[list[bool]]
+    ) -> None:
+        lengths = [len(tokens) for tokens in ids]
+        each, scored = operations_per_token(scorer.model)
+        self.usage.tokens += sum(lengths)
+        self.usage.padded_tokens += len(lengths) * max(lengths)
+        self.usage.operations += each * sum(lengths) + scored * sum(map(sum, response))
 
     def _score_singly(self, block: pa.Table) -> pa.Table:
         """This block has killed a scorer: find the sample that did."""
@@ -135,9 +161,7 @@ def _lethal(one: pa.Table, roles: list[str]) -> pa.Table:
 
 def _measures(block: pa.Table) -> dict[str, pa.Array]:
     response = block["response"].to_pylist()
-    lengths = [len(tokens) for tokens in response]
     return {
         "sample_id": block["sample_id"],
         "response_tokens": pa.array(map(sum, response), pa.int32()),
-        "tokens": pa.array(lengths, pa.int64()),
     }

@@ -101,6 +101,9 @@ def test_the_run_folder_holds_all_that_tools_outside_rely_on(run: Run) -> None:
         "calibrated": 2 * counts["pool"],
     }
     assert summary["scoring"]["tokens"] > 0 and summary["scoring"]["tokens_per_second"] > 0
+    shares = summary["scoring"]["shares"]
+    assert shares.keys() == {"padding", "waited", "matrix_product_rate"}
+    assert all(0 <= share < 1 for share in shares.values())
     assert {"ingest", "calibrate", "score", "select", "write"} == summary["seconds"].keys()
     assert {"pool", "calibrated_model", "base_scores", "calibrated_scores"} == set(summary["keys"])
     assert Path(summary["calibrated_model"], "model.safetensors").exists()

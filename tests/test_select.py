@@ -161,6 +161,7 @@ def test_a_sample_without_scores_is_a_reject_and_the_others_rank_without_it(pool
         [(r["sample_id"], r["domain"], r["delta_nll"], r["delta_entropy"]) for r in rows], 0.1, 0.1
     )
     assert ranking.rejected["sample_id"].to_pylist() == [ids[7], ids[60], ids[99]]
+    assert selected_ids(ranking) == [r["sample_id"] for r in rows if r["fate"] == "selected"]
     counts = scored_counts(ranking)
     assert counts == {"rejected": {"empty_response": 3, "not_finite": 3}, "pool": 97}
     assert pool.counts["read"] == counts["pool"] + sum(counts["rejected"].values())

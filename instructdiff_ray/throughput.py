@@ -1,0 +1,70 @@
+"""How near scoring comes to what the machine can do."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass
+class Usage:
+    """What a scorer, or all of them, did.
+
+    busy_s, waited_s: seconds in forward passes, and between two blocks; tokens, padded_tokens: of
+    all passes, without and with padding; operations: of their matrix products, padding left out;
+    possible: what a matrix product alone would have reached in `busy_s`.
+    """
+
+    busy_s: float = 0.0
+    waited_s: float = 0.0
+    tokens: float = 0.0
+    padded_tokens: float = 0.0
+    operations: float = 0.0
+    possible: float = 0.0
+
+    def add(self, other: Usage) -> None:
+        """Count in what another did."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+    def shares(self) -> dict[str, float]:
+        """For people: shares of 1."""
+        return {
+            "padding": 1 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0,
+            "waited": self.waited_s / max(1e-9, self.busy_s + self.waited_s),
+            "matrix_product_rate": self.operations / max(1e-9, self.possible),
+        }
+
+
+def matrix_product_rate(device: torch.device, dtype: torch.dtype, width: int) -> float:
+    """Operations a second of the best of a few products like those of a model of this width."""
+    rows = 16_384 if device.type == "cuda" else 1024
+    a = torch.randn(rows, width, device=device, dtype=dtype)
+    b = torch.randn(width, 4 * width, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(8):
+        began = time.perf_counter()
+        _ = a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - began)
+    return 2 * a.numel() * b.shape[1] / best
+
+
+def operations_per_token(model: PreTrainedModel) -> tuple[int, int]:
+    """Of the matrix products of a dense model, for each token, and more for each that is scored.
+
+    Two for a weight; attention between tokens is left out, so the share that follows is a little
+    low.
+    """
+    output: Any = model.get_output_embeddings()
+    given: Any = model.get_input_embeddings()
+    apart = 0 if output.weight is given.weight else output.weight.numel()
+    body = model.num_parameters() - given.weight.numel() - apart
+    return 2 * body, 2 * output.weight.numel()
