@@ -64,8 +64,8 @@ def started(command: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
         end_session(process)
 
 
-def end_session(process: subprocess.Popen[bytes], patience_s: float = 30) -> None:
-    """Wait until a process and all that it started are gone; end what stays.
+def end_session(process: subprocess.Popen[bytes], patience_s: float = 3) -> None:
+    """Wait a little until a process and all that it started are gone; end what stays.
 
     `ray stop` would end every Ray of this machine.
     """

@@ -21,6 +21,8 @@ from ray.cluster_utils import Cluster
 
 from instructdiff_ray.demo.pool import write_pool
 from tests.faults import ray_workers, started
+from tests.test_jobs import composed
+from tests.test_pipeline import run_method
 
 ROOT = Path(__file__).resolve().parents[1]
 MOMENTS = 20
@@ -51,6 +53,7 @@ def command(settings: list[str], folder: Path) -> list[str]:
 
 def finish(settings: list[str], folder: Path) -> dict:
     """The command, undisturbed; its summary."""
+    folder.mkdir(exist_ok=True)
     job = subprocess.run(
         command(settings, folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -104,20 +107,22 @@ def check_same(undisturbed: Path, recovered: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(
+    settings: list[str], tmp_path_factory: pytest.TempPathFactory, ray_session: None
+) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    began = time.monotonic()
-    finish(settings, folder)
-    (folder / "seconds").write_text(str(time.monotonic() - began))
+    run_method(composed("config", *command(settings, folder)[2:]))
     return folder
 
 
 def test_a_driver_killed_while_scoring_goes_on_with_what_was_not_scored(
     settings: list[str], undisturbed: Path, tmp_path: Path
 ) -> None:
+    for done in ("pool", "models"):
+        shutil.copytree(undisturbed / "storage" / done, tmp_path / "storage" / done)
     assert kill_driver(settings, tmp_path, lambda seconds: durable(tmp_path) > 0)
     before = durable(tmp_path)
-    summary = finish(settings, tmp_path)
+    summary = run_method(composed("config", *command(settings, tmp_path)[2:])).summary
     pool = summary["counts"]["pool"]
     assert 0 < before < 2 * pool
     assert sum(summary["scoring"]["samples_scored"].values()) == 2 * pool - before
@@ -246,7 +251,9 @@ def test_a_driver_killed_at_any_moment_finishes_with_the_same_selection(
     record_property: Callable[[str, object], None],
 ) -> None:
     rng = random.Random(2026)
-    whole = float((undisturbed / "seconds").read_text())
+    began = time.monotonic()
+    finish(settings, tmp_path / "whole")
+    whole = time.monotonic() - began
     report = []
     for number in range(MOMENTS):
         folder, moment = tmp_path / str(number), rng.uniform(0, whole)

@@ -130,7 +130,7 @@ def rows_of(pool: Pool, names: list[str]) -> list[dict[str, Any]]:
     return [row for name in names for row in pool.folder.read_table(name).to_pylist()]
 
 
-@pytest.mark.parametrize("rows", [4_000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rows", [2_000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_every_damaged_row_is_in_the_pool_or_among_the_rejects(
     rows: int, model: Model, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:

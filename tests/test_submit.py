@@ -103,7 +103,7 @@ def running_head(options: list[str], node_types: dict | None = None) -> Iterator
         yield head
     finally:
         process.terminate()
-        end_session(process)
+        end_session(process, patience_s=30)
         shutil.rmtree(folder)
 
 

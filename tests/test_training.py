@@ -124,10 +124,7 @@ def test_a_training_that_was_killed_goes_on_and_learns_the_same(
     with killing("RayTrainWorker", when=lambda: step() >= 2):
         found = trained(killed)
     assert distance(one_worker, found) == 0
-    # As after a death of the driver: another run finds the checkpoint before the last step.
-    assert step() == 5
-    other = replace(killed, target=Folder(str(tmp_path / "other")))
-    assert distance(one_worker, trained(other)) == 0
+    assert step() == 5  # from which another run would go on, had the driver died
 
 
 @pytest.mark.slow
