@@ -263,7 +263,7 @@ class WritePieces:
             {
                 "samples": [scores.num_rows - len(rejected)],
                 "rejected": pa.array([rejected], pa.list_(pa.string())),
-                "usage": [{f.name: pc.sum(scores[f.name]).as_py() for f in fields(Usage)}],
+                "usage": [{f.name: pc.sum(scores[f.name]).as_py() or 0.0 for f in fields(Usage)}],
             }
         )
 

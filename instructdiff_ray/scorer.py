@@ -68,7 +68,7 @@ class Scorer:
         `<role>_entropy`, and where these are null `<role>_reason` and `<role>_detail`. The fields
         of Usage are columns too, whose sums are this block's.
         """
-        name = f"block {block['sample_id'][0]}"
+        name = f"block {block['sample_id'].slice(0, 1).to_pylist()}"
         died = self.watched.begin(name) > 1
         began = time.monotonic()
         self.usage = Usage(waited_s=began - self.free_since)
@@ -78,7 +78,8 @@ class Scorer:
         self.usage.possible = self.usage.busy_s * self.rate
         self.watched.end(name)
         for column, value in asdict(self.usage).items():
-            scores = scores.append_column(column, pa.array([value] + [0.0] * (len(scores) - 1)))
+            values = [value, *[0.0] * (len(scores) - 1)][: len(scores)]
+            scores = scores.append_column(column, pa.array(values, pa.float64()))
         return scores
 
     def _score(self, block: pa.Table) -> pa.Table:

@@ -59,3 +59,10 @@ def test_a_batch_that_the_memory_does_not_hold_is_halved_until_it_does(
         one, other = (table.filter(fits)[name].to_numpy() for table in (found, expected))
         assert np.allclose(one, other, atol=1e-5)
         assert found[name].null_count == 1
+
+
+def test_an_empty_block_gives_an_empty_block(model: Model, block: pa.Table) -> None:
+    scorer = make_scorer(model, 1000)
+    whole, empty = scorer(block), scorer(block.slice(0, 0))
+    assert empty.num_rows == 0
+    assert empty.schema == whole.schema

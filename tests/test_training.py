@@ -97,6 +97,7 @@ def test_training_leaves_a_hugging_face_folder_of_safetensors_and_tokenizer(
     assert all(not torch.equal(base[name], one_worker[name]) for name in base)
 
 
+@pytest.mark.slow
 def test_two_workers_learn_what_one_does(
     task: TrainTask, one_worker: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
