@@ -253,7 +253,7 @@ def test_a_cluster_without_workers_adds_them_and_finishes(
 ) -> None:
     """cluster.yaml's shape under Ray's own autoscaler: a head without CPUs, and workers from 0.
 
-    Only that the machines are processes, and their GPUs a number. They share a folder of Ray's,
+    Only that the machines are processes, and without GPUs. They share a folder of Ray's,
     where each unpacks a submitted copy under the others' feet, so this driver connects by itself.
     """
     node_types = {
@@ -267,6 +267,7 @@ def test_a_cluster_without_workers_adds_them_and_finishes(
     }
     cluster = ["cluster=large", "cluster.precision=fp32"]
     cluster += ["cluster.train.workers=1", "cluster.train.gpus_per_worker=0"]
+    cluster += ["cluster.score.gpus_per_actor=0"]
     with running_head(["--num-cpus=0"], node_types) as head:
         cluster += [f"cluster.address={head.address}", f"run_dir={tmp_path}"]
         job = head.run(sys.executable, "jobs/run.py", *settings, *cluster)
