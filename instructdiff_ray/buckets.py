@@ -63,10 +63,11 @@ class Buckets:
     def __exit__(
         self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
     ) -> None:
-        for writer in self._writers:
-            writer.close()
-        if self._folder:
-            self._folder.cleanup()
+        try:
+            self._close()
+        finally:
+            if self._folder:
+                self._folder.cleanup()
 
     def add(self, table: pa.Table) -> None:
         self._buffer.append(table.select(self.schema.names).cast(self.schema))
@@ -77,14 +78,18 @@ class Buckets:
     def read(self) -> Iterator[pa.Table]:
         """Every bucket in turn, empty ones too; its rows are in no order. Ends the adding."""
         rest = self._split()
-        for writer in self._writers:
-            writer.close()
+        self._close()
         for number in range(BUCKETS):
             tables = [rest[number]]
             if self._folder:
                 with pa.memory_map(self._path(number)) as file:
                     tables.append(pa.ipc.open_file(file).read_all())
             yield pa.concat_tables(tables)
+
+    def _close(self) -> None:
+        writers, self._writers = self._writers, []
+        for writer in writers:
+            writer.close()
 
     def _path(self, number: int) -> str:
         assert self._folder

@@ -65,7 +65,9 @@ def calibrate(
 ) -> Model:
     """The base model fine-tuned on these samples of the pool, from storage or trained now."""
     artifact, inputs = model_artifact(config, base, sample_ids, storage)
+    checkpoints = _checkpoints(artifact.key, config.cluster.train, storage)
     if finished := artifact.finished():
+        checkpoints.home.delete()  # of a run that died when it had just finished
         return calibrated_model(base, finished, artifact.key)
     # Imported here: the Trainer takes seconds to import, and a finished model needs none.
     from instructdiff_ray.training import TrainTask, fit
@@ -83,12 +85,12 @@ def calibrate(
             seed=config.seed,
             samples=scratch,
             target=attempt.folder.sub("model"),
-            checkpoints=_checkpoints(artifact.key, config.cluster.train, storage),
+            checkpoints=checkpoints,
         )
         weights = fit(task, stage)
         scratch.delete()
         finished = attempt.finish(inputs, {"samples": len(sample_ids), "weights": weights})
-        task.checkpoints.home.delete()
+        checkpoints.home.delete()
         return calibrated_model(base, finished, artifact.key)
 
 

@@ -10,12 +10,14 @@ import os
 import shutil
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch.distributed as dist
 from transformers import TrainerCallback
 
-from instructdiff_ray.storage import Artifact, Attempt
+from instructdiff_ray.storage import MANIFEST, Artifact, Attempt
 
 
 class KeepCheckpoints(TrainerCallback):
@@ -30,6 +32,10 @@ class KeepCheckpoints(TrainerCallback):
         self.saved_at = time.monotonic()
         self.attempt: Attempt | None = None
         self.last: Attempt | None = None
+        self.resumed = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.resumed = True  # or nothing was to be resumed
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         # After the last step the model itself is written.
@@ -52,6 +58,16 @@ class KeepCheckpoints(TrainerCallback):
             if self.last:
                 self.last.folder.delete()
         self.last, self.saved_at = self.attempt, time.monotonic()
+
+
+@contextmanager
+def resuming(keeper: KeepCheckpoints) -> Iterator[None]:
+    """A checkpoint that can't be loaded is forgotten, so that the next attempt begins anew."""
+    try:
+        yield
+    finally:
+        if not keeper.resumed:
+            keeper.place.home.delete(MANIFEST)
 
 
 def fetch_checkpoint(place: Artifact, folder: str) -> str | None:

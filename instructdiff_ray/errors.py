@@ -6,14 +6,22 @@ import re
 
 # What a machine says when it has come to an end, and what that means to a person. The same command
 # goes on where it stopped, for what is finished is in storage.
+# Only lines that begin with an exception's name are read: a sample's text may say what it likes.
 LIMITS = {
-    r"No space left on device|Disk quota exceeded|OutOfDiskError|local disk is full": (
+    r"^\S*(OutOfDiskError\b|OSError\b.*(No space left on device|Disk quota exceeded))": (
         "the disk is full (storage, or Ray's own folder); free some space and give the same"
         " command again, it goes on where it stopped"
     ),
-    r"out of memory|OutOfMemoryError|running low on memory|ObjectStoreFullError": (
+    r"^\S*(OutOfMemoryError|MemoryError|ObjectStoreFullError)\b"
+    r"|^\S*OSError\b.*Cannot allocate memory"
+    r"|^\S*RuntimeError\b.*(can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED)": (
         "a machine or a GPU ran out of memory; lower cluster.score.tokens_per_batch or"
         " cluster.train.tokens_per_device, or take a larger machine, and give the same command"
+        " again, it goes on where it stopped"
+    ),
+    r"^\S*ExecutionTimeoutError\b": (
+        "nothing was finished for hours: no machine has the CPUs or GPUs that are asked for"
+        " (`ray status` shows them), or the model is too slow for them; give the same command"
         " again, it goes on where it stopped"
     ),
 }
@@ -36,10 +44,10 @@ def user_error_in(error: BaseException) -> UserError | None:
 
     Of what a worker raised, Ray hands on the text and not the object; so the text is what is read.
     """
-    text = str(error)
+    text = f"{type(error).__name__}: {error}"
     if told := re.search(rf"^(?:.*\W)?{re.escape(__name__)}\.\w+: (.+)$", text, re.MULTILINE):
         return UserError(told.group(1))
     for pattern, line in LIMITS.items():
-        if re.search(pattern, text):
+        if re.search(pattern, text, re.MULTILINE):
             return UserError(line)
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,11 +47,16 @@ class Model:
 
     def check(self) -> None:
         """Raises DamagedFile where a folder of ours is not what was written; it is deleted."""
-        if self.digest and folder_identity(local_copy(self.path)) != self.digest:
-            Folder(self.path).delete()
-            raise DamagedFile(
-                f"{self.path} was damaged and is deleted; the same command trains it anew"
-            )
+        if self.digest is None or folder_identity(local_copy(self.path)) == self.digest:
+            return
+        if is_uri(self.path):  # this machine's copy, or what it is a copy of?
+            shutil.rmtree(local_copy(self.path))
+            if folder_identity(local_copy(self.path)) == self.digest:
+                return
+        Folder(self.path).delete()
+        raise DamagedFile(
+            f"{self.path} was damaged and is deleted; the same command trains it anew"
+        )
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(

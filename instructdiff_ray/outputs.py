@@ -70,9 +70,12 @@ def start_run_folder(folder: Folder) -> None:
 def copy_outputs(source: Folder, target: Folder) -> None:
     """Show one round's outputs at the top of the run's folder."""
     target.delete(SUMMARY)
-    names = [name for name in source.sizes() if name != SUMMARY] + [SUMMARY]
-    for name in names:
-        _copy(source, target, name)
+    for name in source.sizes():
+        if name != SUMMARY:
+            _copy(source, target, name)
+    summary = source.read_bytes(SUMMARY)
+    assert summary is not None
+    target.write_bytes(SUMMARY, summary)
 
 
 def _copy(source: Folder, target: Folder, name: str) -> None:

@@ -1,7 +1,8 @@
 """What scorers leave behind: pieces, and the scores of a pool that are gathered from them.
 
 A piece holds a batch of scores under one model and appears whole. Rows that could not be scored
-stand in pieces of their own, `rejects-*.parquet`: who deletes these has them tried again.
+stand in pieces of their own, `rejects-*.parquet`. Those that a machine was to blame for are tried
+again when scores are next computed.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def read_pieces(folder: Folder) -> Buckets:
     def read(name: str) -> pa.Table:
         try:
             return folder.read_table(name)
-        except DamagedFile:
+        except (DamagedFile, FileNotFoundError):  # the other run that noticed it has deleted it
             return PIECE.empty_table()
 
     # Thousands of small files: in an object store each is a wait of its own.
@@ -87,7 +88,9 @@ def gather(pool: Pool, pieces: Folder, target: Folder) -> None:
             order = np.lexsort((rows["entropy"].to_numpy(), rows["nll"].to_numpy(), ids))
             unique, first = np.unique(ids[order], return_index=True)
             places = np.searchsorted(unique, wanted)
-            assert len(unique) and (unique[np.minimum(places, len(unique) - 1)] == wanted).all(), (
-                "a sample has no score"
+            found_all = (
+                len(unique) and (unique[np.minimum(places, len(unique) - 1)] == wanted).all()
             )
+            if not found_all:
+                raise DamagedFile("a piece was damaged and is deleted; the same command goes on")
             write(rows.take(order[first[places]]).combine_chunks())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -117,6 +118,8 @@ class Run:
     def select(self, pool: Pool, scores: Mapping[str, Finished]) -> Ranking:
         with self.progress.stage("select", "samples") as stage:
             ranking = rank(pool, scores, self.config.select)
+            unscored = Counter(ranking.rejected["reason"].to_pylist())
+            check_rejects(pool, self.config.data.max_reject_ratio, unscored)
             stage.add(ranking.table.num_rows)
         return ranking
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayError
 
 from instructdiff_ray.buckets import id_array
@@ -147,7 +148,7 @@ def stream(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
         ):
             assert isinstance(table, pa.Table)
             yield table
-    except RayError as error:
+    except (RayError, ExecutionTimeoutError) as error:
         if told := user_error_in(error):
             raise told from error
         raise
@@ -165,6 +166,7 @@ def check_rejects(pool: Pool, limit: float, more: Mapping[str, int] | None = Non
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in bad.items())
         raise UserError(
             f"{sum(bad.values()):,} of {read:,} rows were rejected ({reasons}), more than"
-            f" data.max_reject_ratio={limit:g}; look at {pool.folder.path}/rejects-*.parquet, and"
-            " raise it if they may go"
+            f" data.max_reject_ratio={limit:g}; look at {pool.folder.path}/rejects-*.parquet (and"
+            " for what could not be scored at the like in storage/pieces), and raise it if they"
+            " may go"
         )

@@ -29,7 +29,7 @@ from instructdiff_ray.pool import Pool, among, check_rejects, read_pool, stream
 from instructdiff_ray.progress import Progress, Stage
 from instructdiff_ray.rendering import Rendering
 from instructdiff_ray.samples import Part
-from instructdiff_ray.scorer import Scorer
+from instructdiff_ray.scorer import KILLS_SCORER, OUT_OF_MEMORY, Scorer
 from instructdiff_ray.storage import Artifact, Finished, Folder, Storage, make_key
 from instructdiff_ray.template import Encoded
 from instructdiff_ray.throughput import Usage
@@ -44,12 +44,11 @@ class Work:
     """What scoring cost in this command.
 
     samples: forward passes by role; tokens: prompt and response, counted once for each model;
-    rejected: samples that could not be scored, by reason; usage: of all scorers.
+    usage: of all scorers.
     """
 
     samples: dict[str, int] = field(default_factory=lambda: {"base": 0, "calibrated": 0})
     tokens: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
     usage: Usage = field(default_factory=Usage)
 
 
@@ -128,17 +127,16 @@ def score(
     places = _places(config, pool, models, storage)
     missing = {role: p for role, p in places.items() if p.artifact.finished() is None}
     if missing:
-        for role in missing:
-            models[role].check()
         passes = find_passes(pool, {role: place.pieces for role, place in missing.items()})
         total = sum(one.tokens * len(one.roles) for one in passes)
+        rejected: Counter[str] = Counter()
         with progress.stage("score", "samples", total) as stage:
             for one in passes:
                 targets = {role: (models[role], places[role].pieces) for role in one.roles}
                 rendering = Rendering.of(config, models["base"])
                 for receipt in _run(config, pool, targets, rendering, one.prefixes):
-                    _account(receipt, one.roles, work, stage)
-                    check_rejects(pool, config.data.max_reject_ratio, work.rejected)
+                    rejected.update(_account(receipt, one.roles, work, stage))
+                    check_rejects(pool, config.data.max_reject_ratio, rejected)
         for place in missing.values():
             with place.artifact.attempt() as attempt:
                 gather(pool, place.pieces, attempt.folder)
@@ -154,7 +152,9 @@ def find_passes(pool: Pool, pieces: Mapping[str, Folder]) -> list[Pass]:
         scored = [stack.enter_context(read_pieces(pieces[role])) for role in roles]
         for index, *found in aligned(pool, *scored):
             ids, starts, lengths = id_array(index), id_prefixes(index), index["tokens"].to_numpy()
-            lacks = [~among(ids, np.sort(id_array(rows))) for rows in found]
+            # What ended with a machine is tried again: this one may be larger.
+            settled = [rows.filter(pc.invert(_of_machine(rows))) for rows in found]
+            lacks = [~among(ids, np.sort(id_array(rows))) for rows in settled]
             codes = sum(mask.astype(int) << bit for bit, mask in enumerate(lacks))
             for code in range(1, 1 << len(roles)):
                 mask = np.asarray(codes == code)
@@ -170,6 +170,11 @@ def find_passes(pool: Pool, pieces: Mapping[str, Folder]) -> list[Pass]:
         for code, count in samples.items()
         if count
     ]
+
+
+def _of_machine(rows: pa.Table) -> pa.Array:
+    reasons = pa.array([KILLS_SCORER, OUT_OF_MEMORY])
+    return pc.is_in(rows["reason"], value_set=reasons)
 
 
 def _run(
@@ -263,18 +268,21 @@ class WritePieces:
             {
                 "samples": [scores.num_rows - len(rejected)],
                 "rejected": pa.array([rejected], pa.list_(pa.string())),
-                "usage": [{f.name: pc.sum(scores[f.name]).as_py() or 0.0 for f in fields(Usage)}],
+                "usage": [{f.name: pc.sum(scores[f.name]).as_py() for f in fields(Usage)}],
             }
         )
 
 
-def _account(receipt: pa.Table, roles: Sequence[str], work: Work, stage: Stage) -> None:
+def _account(receipt: pa.Table, roles: Sequence[str], work: Work, stage: Stage) -> list[str]:
+    """Counts what was done; gives the reasons of the samples that could not be scored."""
+    rejected = []
     for row in receipt.to_pylist():
         for role in roles:
             work.samples[role] += row["samples"]
         usage = Usage(**row["usage"])
         work.usage.add(usage)
         work.tokens += round(usage.tokens)
-        work.rejected.update(row["rejected"])
+        rejected += row["rejected"]
         stage.add(row["samples"], work=usage.tokens)
     stage.note = f"{stage.work / stage.elapsed():,.0f} tokens/s"
+    return rejected

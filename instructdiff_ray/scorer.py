@@ -51,14 +51,14 @@ class Scorer:
         self.usage = Usage()
         self.watched = Watched(watch)
         self.watched.begin_load()
+        for model in models.values():
+            model.check()
         self.scorers = {
             role: SampleScorer(model.load(DTYPES[precision], device))
             for role, model in models.items()
         }
+        self.rate = matrix_product_rate(next(iter(self.scorers.values())).model)
         self.watched.end_load()
-        first = next(iter(self.scorers.values())).model
-        width = int(first.config.get_text_config().hidden_size)
-        self.rate = matrix_product_rate(device, DTYPES[precision], width)
         self.free_since = time.monotonic()
 
     def __call__(self, block: pa.Table) -> pa.Table:
@@ -68,7 +68,7 @@ class Scorer:
         `<role>_entropy`, and where these are null `<role>_reason` and `<role>_detail`. The fields
         of Usage are columns too, whose sums are this block's.
         """
-        name = f"block {block['sample_id'].slice(0, 1).to_pylist()}"
+        name = f"block {block['sample_id'][0]}"
         died = self.watched.begin(name) > 1
         began = time.monotonic()
         self.usage = Usage(waited_s=began - self.free_since)
@@ -76,30 +76,32 @@ class Scorer:
         self.free_since = time.monotonic()
         self.usage.busy_s = self.free_since - began
         self.usage.possible = self.usage.busy_s * self.rate
-        self.watched.end(name)
+        self.watched.end(name, scored=not died)
         for column, value in asdict(self.usage).items():
-            values = [value, *[0.0] * (len(scores) - 1)][: len(scores)]
-            scores = scores.append_column(column, pa.array(values, pa.float64()))
+            scores = scores.append_column(column, pa.array([value] + [0.0] * (len(scores) - 1)))
         return scores
 
     def _score(self, block: pa.Table) -> pa.Table:
         ids, response = block["input_ids"].to_pylist(), block["response"].to_pylist()
         values = {role: np.empty((2, len(ids))) for role in self.scorers}
-        too_large: set[int] = set()
+        too_large: dict[str, set[int]] = {role: set() for role in self.scorers}
         batches = deque(token_batches([len(tokens) for tokens in ids], self.tokens_per_batch))
         while batches:
             batch = batches.popleft()
             batch_ids, batch_response = [ids[i] for i in batch], [response[i] for i in batch]
-            try:
-                for role, scorer in self.scorers.items():
+            for role, scorer in self.scorers.items():
+                try:
                     values[role][:, batch] = scorer.score(batch_ids, batch_response)
                     self._count(scorer, batch_ids, batch_response)
-            except torch.OutOfMemoryError:
-                if len(batch) == 1:
-                    too_large.update(batch)
-                else:
-                    self.tokens_per_batch = max(1, self.tokens_per_batch // 2)
-                    batches.extendleft((batch[len(batch) // 2 :], batch[: len(batch) // 2]))
+                except torch.OutOfMemoryError:
+                    if len(batch) > 1:
+                        # Of this batch, for others may have been cut before the last halving.
+                        half = len(batch) * len(batch_ids[0]) // 2
+                        self.tokens_per_batch = min(self.tokens_per_batch, half)
+                        middle = len(batch) // 2
+                        batches.extendleft((batch[middle:], batch[:middle]))
+                        break
+                    too_large[role].update(batch)
         return _table(block, values, too_large)
 
     def _count(
@@ -121,20 +123,24 @@ class Scorer:
                 tables.append(_lethal(one, list(self.scorers)))
             else:
                 tables.append(self._score(one))
-                self.watched.end(sample_id)
+                self.watched.end(sample_id, scored=True)
         return pa.concat_tables(tables)
 
 
-def _table(block: pa.Table, values: Mapping[str, np.ndarray], too_large: set[int]) -> pa.Table:
+def _table(
+    block: pa.Table, values: Mapping[str, np.ndarray], too_large: Mapping[str, set[int]]
+) -> pa.Table:
     """values: role → [2, rows], NLL and entropy. One that is not finite is a reject.
 
-    too_large: rows that the device's memory does not hold alone; rejects too.
+    too_large: role → rows that the device's memory does not hold alone; rejects too.
     """
     columns = _measures(block)
     for role, (nll, entropy) in values.items():
-        nll[list(too_large)] = np.nan
+        nll[list(too_large[role])] = np.nan
         bad = ~(np.isfinite(nll) & np.isfinite(entropy))
-        told = [_why(row, role, too_large) if b else (None, None) for row, b in enumerate(bad)]
+        told = [
+            _why(row, role, too_large[role]) if b else (None, None) for row, b in enumerate(bad)
+        ]
         columns[f"{role}_nll"] = pa.array(nll, mask=bad)
         columns[f"{role}_entropy"] = pa.array(entropy, mask=bad)
         columns[f"{role}_reason"] = pa.array([reason for reason, _ in told], pa.string())

@@ -46,12 +46,13 @@ class Statistics:
 
     def add(self, logits: Tensor, first: int = 0) -> None:
         """logits: [positions, words] of the words from number `first` on; is overwritten."""
-        logits = logits.float().clamp_min_(MASKED)
+        logits = logits.float()
         words = logits.shape[-1]
         inside = (self.targets >= first) & (self.targets < first + words)
         places = (self.targets - first).clamp(0, words - 1)
         found = logits.gather(-1, places.unsqueeze(-1)).squeeze(-1)
         self.target_logits = torch.where(inside, found, self.target_logits)
+        logits = logits.clamp_min_(MASKED)  # behind the targets: a masked one has no finite NLL
         largest = torch.maximum(self.largest, logits.amax(-1))
         risen = self.largest - largest
         shifted = logits.sub_(largest.unsqueeze(-1))

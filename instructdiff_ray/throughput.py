@@ -42,11 +42,11 @@ class Usage:
         }
 
 
-def matrix_product_rate(device: torch.device, dtype: torch.dtype, width: int) -> float:
-    """Operations a second of the best of a few products like those of a model of this width."""
-    rows = 16_384 if device.type == "cuda" else 1024
-    a = torch.randn(rows, width, device=device, dtype=dtype)
-    b = torch.randn(width, 4 * width, device=device, dtype=dtype)
+def matrix_product_rate(model: PreTrainedModel) -> float:
+    """Operations a second of the best of a few products like those of this model, where it is."""
+    device, width = model.device, getattr(model.config.get_text_config(), "hidden_size", 1024)
+    a = torch.randn(4096 if device.type == "cuda" else 1024, width, device=device).to(model.dtype)
+    b = torch.randn(width, 4 * width, device=device).to(model.dtype)
     best = float("inf")
     for _ in range(8):
         began = time.perf_counter()
@@ -65,6 +65,8 @@ def operations_per_token(model: PreTrainedModel) -> tuple[int, int]:
     """
     output: Any = model.get_output_embeddings()
     given: Any = model.get_input_embeddings()
+    if output is None:
+        return 2 * model.num_parameters(), 0
     apart = 0 if output.weight is given.weight else output.weight.numel()
     body = model.num_parameters() - given.weight.numel() - apart
     return 2 * body, 2 * output.weight.numel()

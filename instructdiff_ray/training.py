@@ -34,7 +34,7 @@ from transformers import (
     set_seed,
 )
 
-from instructdiff_ray.checkpoints import KeepCheckpoints, fetch_checkpoint
+from instructdiff_ray.checkpoints import KeepCheckpoints, fetch_checkpoint, resuming
 from instructdiff_ray.config import CalibrateConfig, TrainResources
 from instructdiff_ray.errors import user_error_in
 from instructdiff_ray.models import Model, folder_identity
@@ -116,19 +116,19 @@ def train_worker(config: dict[str, Any]) -> None:
     examples = Examples(task)
     model = task.model.load(torch.float32).train()
     with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as folder:
+        minutes = task.resources.checkpoint_minutes
+        keeper = KeepCheckpoints(task.checkpoints, minutes * 60)
         trainer = Trainer(
             model=model,
             args=_arguments(task, model, examples, world, scratch),
             train_dataset=examples,
             data_collator=collate,
-            callbacks=[
-                ReportSteps(config["mailbox"]),
-                KeepCheckpoints(task.checkpoints, task.resources.checkpoint_minutes * 60),
-            ],
+            callbacks=[ReportSteps(config["mailbox"]), keeper],
         )
         if trainer.model_accepts_loss_kwargs:  # the loss is a mean over the tokens of a whole step
             examples.fill_up(task.calibrate.global_batch_size)
-        trainer.train(resume_from_checkpoint=fetch_checkpoint(task.checkpoints, scratch))
+        with resuming(keeper):
+            trainer.train(resume_from_checkpoint=fetch_checkpoint(task.checkpoints, scratch))
         # Every worker takes part, for a sharded model is gathered; rank 0 writes.
         trainer.save_model(folder)
         if trainer.is_world_process_zero():
@@ -157,7 +157,7 @@ class Examples(Dataset):
         self.longest = max(len(item["input_ids"]) for item in self.items)
 
     def fill_up(self, multiple: int) -> None:
-        """Add samples without a loss, up to whole steps.
+        """Add samples without a loss, up to whole steps; the sampler spreads them over the epoch.
 
         Else accelerate would fill up an epoch's last step with samples of its first, as many as the
         workers ask for: and the model would depend on their number.

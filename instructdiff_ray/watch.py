@@ -26,27 +26,33 @@ MAX_LOADS = 3
 
 @ray.remote(num_cpus=0)
 class Watch:
-    """Counts what was begun and not ended, by name."""
+    """Counts what was begun and not ended, by name; and remembers which samples were given up."""
 
     def __init__(self) -> None:
         self.begun: Counter[str] = Counter()
-        self.given_up = 0
+        self.given_up: set[str] = set()
+        self.in_succession = 0
 
     def begin(self, name: str) -> int:
         """Times that it was begun without an end, with this one."""
         self.begun[name] += 1
         return self.begun[name]
 
-    def end(self, name: str) -> None:
-        """It is done."""
+    def end(self, name: str, scored: bool) -> None:
+        """It is done; scored: samples were, so the machine and the model are sound."""
         self.begun.pop(name, None)
-        self.given_up = 0
+        if scored:
+            self.in_succession = 0
 
-    def give_up(self, name: str) -> int:
-        """It is given up; how many were in succession."""
-        self.begun.pop(name, None)
-        self.given_up += 1
-        return self.given_up
+    def begin_alone(self, sample_id: str) -> int:
+        """0 where the sample may be scored; else how many have been given up in succession."""
+        if sample_id in self.given_up:
+            return 1
+        if self.begin(sample_id) <= MAX_DEATHS:
+            return 0
+        self.given_up.add(sample_id)
+        self.in_succession += 1
+        return self.in_succession
 
 
 def start_watch() -> ActorHandle:
@@ -66,8 +72,8 @@ class Watched:
         count: Any = ray.get(self.watch.begin.remote(name))
         return int(count)
 
-    def end(self, name: str) -> None:
-        self.watch.end.remote(name)
+    def end(self, name: str, scored: bool) -> None:
+        self.watch.end.remote(name, scored)
 
     def begin_load(self) -> None:
         """Raises UserError where this actor died each time that it loaded its models."""
@@ -78,22 +84,20 @@ class Watched:
             )
 
     def end_load(self) -> None:
-        self.end(self._load())
+        self.end(self._load(), scored=False)
 
     def _load(self) -> str:
         return f"load {ray.get_runtime_context().get_actor_id()}"  # the same after a restart
 
     def lethal(self, sample_id: str) -> bool:
-        """Begins a sample alone; True where it is to be given up.
+        """Begins a sample alone; True where it is given up.
 
         Raises UserError where too many were given up in succession.
         """
-        if self.begin(sample_id) <= MAX_DEATHS:
-            return False
-        in_succession: Any = ray.get(self.watch.give_up.remote(sample_id))
-        if in_succession >= MAX_IN_SUCCESSION:
+        given_up: Any = ray.get(self.watch.begin_alone.remote(sample_id))
+        if given_up >= MAX_IN_SUCCESSION:
             raise UserError(
                 f"scorers died on {MAX_IN_SUCCESSION} samples in succession, last {sample_id}; it"
                 " is the machine or the model, look into Ray's logs"
             )
-        return True
+        return bool(given_up)

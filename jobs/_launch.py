@@ -59,7 +59,7 @@ def launch(stage: Callable[[Run], None]) -> None:
             failures.append(_say(str(error)))
         except OmegaConfBaseException as error:
             failures.append(_say(_one_line(error)))
-        except (OSError, RayError) as error:  # the driver's own disk, or Ray's
+        except (OSError, MemoryError, RayError) as error:  # this machine's, or Ray's
             told = user_error_in(error)
             if told is None:
                 raise
@@ -173,7 +173,7 @@ def start_ray(cluster: ClusterConfig) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     # A pipeline that can't go on is an error, not a wait.
-    context.execution_no_progress_timeout_s = 1800
+    context.execution_no_progress_timeout_s = 2 * 3600
     # Kept quiet: the run's own lines are what a person reads. Ray's logs have all the rest.
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler) and not isinstance(

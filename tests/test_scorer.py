@@ -51,7 +51,7 @@ def test_a_batch_that_the_memory_does_not_hold_is_halved_until_it_does(
     body.register_forward_pre_hook(device_of_little_memory, with_kwargs=True)
     found = scorer(block)
     assert found["sample_id"] == expected["sample_id"]
-    assert scorer.tokens_per_batch < 1000
+    assert 30 <= scorer.tokens_per_batch < 1000  # halved, and not to nothing
     reasons = found["base_reason"].to_pylist()
     assert reasons == [None, None, None, "out_of_memory", None, None, None, None]
     fits = pa.array([reason is None for reason in reasons])
@@ -59,10 +59,3 @@ def test_a_batch_that_the_memory_does_not_hold_is_halved_until_it_does(
         one, other = (table.filter(fits)[name].to_numpy() for table in (found, expected))
         assert np.allclose(one, other, atol=1e-5)
         assert found[name].null_count == 1
-
-
-def test_an_empty_block_gives_an_empty_block(model: Model, block: pa.Table) -> None:
-    scorer = make_scorer(model, 1000)
-    whole, empty = scorer(block), scorer(block.slice(0, 0))
-    assert empty.num_rows == 0
-    assert empty.schema == whole.schema
