@@ -179,7 +179,7 @@ def start_ray(cluster: ClusterConfig) -> None:
         if isinstance(handler, logging.StreamHandler) and not isinstance(
             handler, logging.FileHandler
         ):
-            handler.setLevel(logging.ERROR)
+            handler.setLevel(logging.CRITICAL)
 
 
 @contextmanager
