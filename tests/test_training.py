@@ -98,6 +98,19 @@ def test_training_leaves_a_hugging_face_folder_of_safetensors_and_tokenizer(
 
 
 @pytest.mark.slow
+def test_a_checkpoint_that_cannot_be_loaded_is_forgotten(
+    task: TrainTask, one_worker: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    checkpoints = Storage(str(tmp_path)).artifact("checkpoints", "broken")
+    with checkpoints.attempt() as attempt:
+        attempt.folder.write_bytes("trainer_state.json", b"{}")
+        attempt.finish({}, {"step": 2})
+    broken = replace(task, target=Folder(str(tmp_path / "anew")), checkpoints=checkpoints)
+    assert distance(one_worker, trained(broken)) == 0
+    assert checkpoints.finished() is None
+
+
+@pytest.mark.slow
 def test_two_workers_learn_what_one_does(
     task: TrainTask, one_worker: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
