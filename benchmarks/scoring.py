@@ -24,6 +24,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from benchmarks.common import save
 from instructdiff_ray.batching import token_batches
 from instructdiff_ray.scoring import SampleScorer
+from instructdiff_ray.throughput import matrix_product_rate
 
 Sample = tuple[list[int], list[bool]]
 
@@ -147,15 +148,6 @@ def seconds(work: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - began
 
 
-def matrix_product_rate(case: Case) -> float:
-    """The best rate at which this machine multiplies matrices of the model's width, per second."""
-    rows = 2048 if case.device == "cpu" else 16_384
-    a = torch.randn(rows, case.hidden, device=case.device, dtype=case.dtype)
-    b = torch.randn(case.hidden, 4 * case.hidden, device=case.device, dtype=case.dtype)
-    times = [seconds(lambda: a @ b, case.device) for _ in range(20)]
-    return 2 * a.numel() * b.shape[1] / min(times)
-
-
 def measure(case: Case) -> dict[str, Any]:
     """Ratios, from runs side by side: the best of two of each."""
     models = [build(case, seed) for seed in (0, 1)]
@@ -169,7 +161,7 @@ def measure(case: Case) -> dict[str, Any]:
     times: dict[str, list[float]] = {"one": [], "ours": []}
     rates = []
     for _ in range(2):
-        rates.append(matrix_product_rate(case))
+        rates.append(matrix_product_rate(models[0]))
         times["one"].append(seconds(lambda: one_at_a_time(models, few), case.device))
         work = lambda: batched(scorers, rows, case.tokens_per_batch)  # noqa: E731
         times["ours"].append(seconds(work, case.device))

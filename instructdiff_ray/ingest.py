@@ -91,8 +91,8 @@ def _parse_files(
     """Run the Ray Data pipeline; yields receipts: a narrow row for each row, in source order."""
     parse = ParseRows(config.data, config.domain, Rendering.of(config, model), folder)
     # A limit is a quick look: one reader takes the first rows of all files in their order.
-    shards = [files] if config.data.limit else list(_shards(files))
-    items = [{"shard": [asdict(file) for file in shard]} for shard in shards]
+    parts = [files] if config.data.limit else shards(files)
+    items = [{"shard": [asdict(file) for file in part]} for part in parts]
     dataset = (
         ray.data.from_items(items, override_num_blocks=len(items))
         .map_batches(partial(read_shard, limit=config.data.limit), batch_size=1)
@@ -105,7 +105,7 @@ def _parse_files(
     return stream(dataset)
 
 
-def _shards(files: Sequence[SourceFile]) -> Iterator[list[SourceFile]]:
+def shards(files: Sequence[SourceFile]) -> Iterator[list[SourceFile]]:
     """Files in their order, one reader's each: a large one, or many small ones."""
     shard: list[SourceFile] = []
     size = 0

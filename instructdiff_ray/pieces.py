@@ -32,6 +32,7 @@ PIECE = pa.schema(
         ("detail", pa.string()),
     ]
 )
+SCORES = "scores.parquet"
 READ_AHEAD = 32
 
 
@@ -82,7 +83,7 @@ def gather(pool: Pool, pieces: Folder, target: Folder) -> None:
     Two runs at once may both have scored a sample: any of its rows is right, the least is taken, so
     that the choice does not depend on file names.
     """
-    with read_pieces(pieces) as found, target.open_table("scores.parquet", PIECE) as write:
+    with read_pieces(pieces) as found, target.open_table(SCORES, PIECE) as write:
         for index, rows in aligned(pool, found):
             ids, wanted = id_array(rows), id_array(index)
             order = np.lexsort((rows["entropy"].to_numpy(), rows["nll"].to_numpy(), ids))

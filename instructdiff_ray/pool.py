@@ -71,13 +71,13 @@ class Pool:
     rejects: list[str]
     counts: dict[str, Any]
 
-    def index(self) -> Iterator[pa.Table]:
-        """The index, a bucket at a time, in the order of sample_id."""
-        return self.folder.read_row_groups("index.parquet")
+    def index(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The index, or some columns of it, a bucket at a time, in the order of sample_id."""
+        return self.folder.read_row_groups("index.parquet", columns)
 
     def ids(self) -> Iterator[str]:
         """Every sample_id, in order."""
-        for table in self.index():
+        for table in self.index(["sample_id"]):
             yield from table["sample_id"].to_pylist()
 
     def __len__(self) -> int:

@@ -13,12 +13,12 @@ import pyarrow.compute as pc
 
 from instructdiff_ray.config import SelectConfig
 from instructdiff_ray.errors import UserError
+from instructdiff_ray.pieces import SCORES
 from instructdiff_ray.pool import Pool
 from instructdiff_ray.select import ABOVE, BELOW, FATES, NOT_TOP, SELECTED, select
 from instructdiff_ray.storage import Finished
 
 QUANTILES = (5, 25, 50, 75, 95)
-SCORES = "scores.parquet"
 # The columns of `ranking.parquet`.
 RANKING = pa.schema(
     [
@@ -119,11 +119,10 @@ def _buckets(
     """Index, base and calibrated scores of each bucket, aligned; with these columns of each, and
     NLL, entropy and reason of the scores."""
     columns = [*of_scores, "nll", "entropy", "reason"]
-    index = pool.folder.read_row_groups("index.parquet", of_index)
     base, calibrated = (
         scores[role].folder.read_row_groups(SCORES, columns) for role in ("base", "calibrated")
     )
-    return zip(index, base, calibrated, strict=True)
+    return zip(pool.index(of_index), base, calibrated, strict=True)
 
 
 def _has_scores(base: pa.Table, calibrated: pa.Table) -> pa.Array:
@@ -145,7 +144,7 @@ def selected_ids(ranking: Ranking) -> list[str]:
     """The selection's sample ids, sorted."""
     chosen = pc.equal(_fates(ranking), SELECTED)
     ids, start = [], 0
-    for index in ranking.pool.folder.read_row_groups("index.parquet", ["sample_id"]):
+    for index in ranking.pool.index(["sample_id"]):
         names = index["sample_id"]
         if ranking.rejected.num_rows:
             lost = pc.is_in(names, value_set=ranking.rejected["sample_id"])

@@ -43,13 +43,16 @@ ROWS_PER_BATCH = 1024  # sorted by length together, and written as one piece
 class Work:
     """What scoring cost in this command.
 
-    samples: forward passes by role; tokens: prompt and response, counted once for each model;
-    usage: of all scorers.
+    samples: forward passes by role; usage: of all scorers.
     """
 
     samples: dict[str, int] = field(default_factory=lambda: {"base": 0, "calibrated": 0})
-    tokens: int = 0
     usage: Usage = field(default_factory=Usage)
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and response, counted once for each model."""
+        return round(self.usage.tokens)
 
 
 @dataclass(frozen=True)
@@ -281,8 +284,7 @@ def _account(receipt: pa.Table, roles: Sequence[str], work: Work, stage: Stage) 
             work.samples[role] += row["samples"]
         usage = Usage(**row["usage"])
         work.usage.add(usage)
-        work.tokens += round(usage.tokens)
         rejected += row["rejected"]
-        stage.add(row["samples"], work=usage.tokens)
-    stage.note = f"{stage.work / stage.elapsed():,.0f} tokens/s"
+        speed = (stage.work + usage.tokens) / max(stage.elapsed(), 1e-9)
+        stage.add(row["samples"], work=usage.tokens, note=f"{speed:,.0f} tokens/s")
     return rejected

@@ -151,8 +151,8 @@ def _table(
 def _why(row: int, role: str, too_large: set[int]) -> tuple[str, str]:
     if row in too_large:
         return OUT_OF_MEMORY, "the device's memory does not hold this sample alone"
-    help = "cluster.precision=fp32 may help"
-    return NOT_FINITE, f"NLL or entropy under the {role} model is not finite; {help}"
+    line = f"NLL or entropy under the {role} model is not finite; cluster.precision=fp32 may help"
+    return NOT_FINITE, line
 
 
 def _lethal(one: pa.Table, roles: list[str]) -> pa.Table:

@@ -16,7 +16,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -260,11 +260,10 @@ class Artifact:
         A body that raises leaves no trace; one that is killed leaves a folder that nothing reads.
         """
         attempt = Attempt(self, self.home.sub(f"attempt-{uuid.uuid4().hex[:12]}"))
-        try:
+        with ExitStack() as undo:
+            undo.callback(attempt.folder.delete)
             yield attempt
-        except BaseException:
-            attempt.folder.delete()
-            raise
+            undo.pop_all()
 
     def require(self, what: str, hint: str) -> Finished:
         """The finished artifact, or a UserError that says how to make it."""
@@ -333,10 +332,9 @@ def local_copy(path: str) -> str:
             part = cache / f"{target.name}.part"
             shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
             part.mkdir()
-            try:
+            with ExitStack() as undo:
+                undo.callback(shutil.rmtree, part)
                 pafs.copy_files(remote, str(part), source_filesystem=fs)
-            except BaseException:
-                shutil.rmtree(part)
-                raise
+                undo.pop_all()
             part.rename(target)
     return str(target)

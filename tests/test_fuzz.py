@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from instructdiff_ray.config import CalibrateConfig, Config, DataConfig
-from instructdiff_ray.ingest import ingest
+from instructdiff_ray.ingest import ingest, shards
 from instructdiff_ray.models import Model
 from instructdiff_ray.pool import Pool
 from instructdiff_ray.progress import Progress
+from instructdiff_ray.sources import find_files
 from instructdiff_ray.storage import Storage
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(3600)]
@@ -164,6 +165,7 @@ def test_a_folder_of_many_small_files_is_read_by_few_readers(
     for number in range(files):
         row = {"question": f"What is {number}?", "answer": f"It is {number}."}
         (folder / f"{number:05d}.jsonl").write_text(json.dumps(row))
+    assert len(list(shards(find_files([str(folder)])))) == 1
     pool = ingested(folder, tmp_path / "storage", model)
     assert pool.counts["read"] == pool.counts["pool"] == files
     kept = rows_of(pool, pool.parts)

@@ -20,12 +20,13 @@ import pytest
 from instructdiff_ray.config import CalibrateConfig, Config, DataConfig
 from instructdiff_ray.demo.pool import pool_lines
 from instructdiff_ray.errors import UserError
-from instructdiff_ray.ingest import ROWS_PER_PART, ingest
+from instructdiff_ray.ingest import BYTES_PER_READER, ROWS_PER_PART, ingest, shards
 from instructdiff_ray.models import Model
 from instructdiff_ray.pool import Pool
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.samples import parse_row, sample_id
 from instructdiff_ray.sampling import sample_warmup
+from instructdiff_ray.sources import SourceFile
 from instructdiff_ray.storage import Storage
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -420,3 +421,17 @@ def test_progress_counts_the_rows_and_ends_at_all_of_them(model: Model, tmp_path
     assert "300 rows (" in lines[1] and "%" in lines[1]
     assert lines[-1].startswith("ingest        300 rows in ")
     assert progress.seconds["ingest"] > 0
+
+
+def test_small_files_share_a_reader_and_a_large_one_has_its_own() -> None:
+    half = BYTES_PER_READER // 2
+    sizes = [half, half, 1, 10 * BYTES_PER_READER, half, 0, half]
+    files = [SourceFile(f"/{n}", "jsonl", size, 0) for n, size in enumerate(sizes)]
+    found = list(shards(files))
+    assert [file for shard in found for file in shard] == files
+    assert [[file.size for file in shard] for shard in found] == [
+        [half, half],
+        [1],
+        [10 * BYTES_PER_READER],
+        [half, 0, half],
+    ]
