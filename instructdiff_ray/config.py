@@ -236,13 +236,14 @@ class ScoreResources:
     """Ray Data scoring actors: as many as the cluster holds between the two bounds.
 
     gpus_per_actor: a fraction lets actors share a GPU; 0 scores on CPU.
-    tokens_per_batch: padded tokens of one forward pass at most.
+    tokens_per_batch: of one forward pass at most; None: as many as the device's memory holds and
+        make it faster.
     """
 
     min_actors: int = 1
     max_actors: int = 1
     gpus_per_actor: float = 0
-    tokens_per_batch: int = 8192
+    tokens_per_batch: int | None = None
 
     def __post_init__(self) -> None:
         _require(
@@ -256,7 +257,7 @@ class ScoreResources:
             " or 1: an actor's models are on one GPU",
         )
         _require(
-            self.tokens_per_batch >= 1,
+            self.tokens_per_batch is None or self.tokens_per_batch >= 1,
             f"cluster.score.tokens_per_batch={self.tokens_per_batch} must be ≥ 1",
         )
 

@@ -137,7 +137,7 @@ def score(
             for one in passes:
                 targets = {role: (models[role], places[role].pieces) for role in one.roles}
                 rendering = Rendering.of(config, models["base"])
-                for receipt in _run(config, pool, targets, rendering, one.prefixes):
+                for receipt in score_blocks(config, pool, targets, rendering, one.prefixes):
                     rejected.update(_account(receipt, one.roles, work, stage))
                     check_rejects(pool, config.data.max_reject_ratio, rejected)
         for place in missing.values():
@@ -180,14 +180,17 @@ def _of_machine(rows: pa.Table) -> pa.Array:
     return pc.is_in(rows["reason"], value_set=reasons)
 
 
-def _run(
+def score_blocks(
     config: Config,
     pool: Pool,
     targets: Mapping[str, tuple[Model, Folder]],
     rendering: Rendering,
     subset: np.ndarray | None,
 ) -> Iterator[pa.Table]:
-    """The Ray Data pipeline: read → tokenise → score → write pieces; yields a receipt a piece."""
+    """The Ray Data pipeline: read → tokenise → score → write pieces; yields a receipt a block.
+
+    targets: by role, a model and the folder of its pieces; subset: as in Tokenize.
+    """
     resources = config.cluster.score
     tokenize = Tokenize(rendering, None if subset is None else ray.put(subset))
     dataset = (
@@ -203,7 +206,7 @@ def _run(
                 "precision": config.cluster.precision,
                 "tokens_per_batch": resources.tokens_per_batch,
                 "actors_per_node": resources.max_actors,
-                "gpu": resources.gpus_per_actor > 0,
+                "gpus": resources.gpus_per_actor,
                 "watch": start_watch(),
             },
             batch_size=ROWS_PER_BATCH,

@@ -10,15 +10,20 @@ from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from ray.actor import ActorHandle
 
-from instructdiff_ray.batching import token_batches
+from instructdiff_ray.batching import Batch, token_batches
 from instructdiff_ray.models import DTYPES, Model
 from instructdiff_ray.scoring import SampleScorer
-from instructdiff_ray.throughput import Usage, matrix_product_rate, operations_per_token
+from instructdiff_ray.throughput import Usage, matrix_product_rate
 from instructdiff_ray.watch import MAX_DEATHS, Watched
 
+# A larger pass is no faster: the weights are read often enough as it is, and what lies between two
+# layers leaves a processor's caches.
+PAYING_TOKENS = {"cpu": 4096, "cuda": 32_768}
+TRIAL = (16, 128)  # samples and tokens of each; a model may not see more positions
 # Reasons of samples that could not be scored.
 KILLS_SCORER, NOT_FINITE, OUT_OF_MEMORY = "kills_scorer", "not_finite", "out_of_memory"
 
@@ -26,38 +31,41 @@ KILLS_SCORER, NOT_FINITE, OUT_OF_MEMORY = "kills_scorer", "not_finite", "out_of_
 class Scorer:
     """A Ray Data actor. Its models share every prepared batch.
 
-    models: role → model; precision: fp32 | bf16; tokens_per_batch: padded tokens of one forward
-    pass; actors_per_node: how many may share this machine's cores, without a GPU; gpu: use one;
-    watch: is told what is begun, so that a sample that kills this process is found.
+    models: role → model; precision: fp32 | bf16; tokens_per_batch: of one forward pass, None: as
+    many as pay; actors_per_node: how many may share this machine's cores, without a GPU; gpus: this
+    actor's share of one; watch: is told what is begun, so that a sample that kills this process is
+    found.
     """
 
     def __init__(
         self,
         models: Mapping[str, Model],
         precision: str,
-        tokens_per_batch: int,
+        tokens_per_batch: int | None,
         actors_per_node: int,
-        gpu: bool,
+        gpus: float,
         watch: ActorHandle,
     ) -> None:
         # As configured: Ray hides no GPU from an actor that reserved none.
-        if gpu:
-            device = torch.device("cuda")
+        if gpus:
+            self.device = torch.device("cuda")
+            torch.cuda.set_per_process_memory_fraction(float(gpus))
         else:
-            device = torch.device("cpu")
+            self.device = torch.device("cpu")
             # Ray gives a worker one thread for each CPU that it reserves; a scorer may have more.
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // actors_per_node))
-        self.tokens_per_batch = tokens_per_batch
         self.usage = Usage()
         self.watched = Watched(watch)
         self.watched.begin_load()
         for model in models.values():
             model.check()
         self.scorers = {
-            role: SampleScorer(model.load(DTYPES[precision], device))
+            role: SampleScorer(model.load(DTYPES[precision], self.device))
             for role, model in models.items()
         }
-        self.rate = matrix_product_rate(next(iter(self.scorers.values())).model)
+        one = next(iter(self.scorers.values()))
+        self.tokens_per_batch = tokens_per_batch or paying_tokens(one, gpus)
+        self.rate = matrix_product_rate(one.model)
         self.watched.end_load()
         self.free_since = time.monotonic()
 
@@ -82,36 +90,40 @@ class Scorer:
         return scores
 
     def _score(self, block: pa.Table) -> pa.Table:
-        ids, response = block["input_ids"].to_pylist(), block["response"].to_pylist()
-        values = {role: np.empty((2, len(ids))) for role in self.scorers}
+        ids, response = as_lists(block["input_ids"]), as_lists(block["response"])
+        scores: list[tuple[str, list[int], torch.Tensor]] = []
         too_large: dict[str, set[int]] = {role: set() for role in self.scorers}
-        batches = deque(token_batches([len(tokens) for tokens in ids], self.tokens_per_batch))
-        while batches:
-            batch = batches.popleft()
-            batch_ids, batch_response = [ids[i] for i in batch], [response[i] for i in batch]
+        queue = deque(token_batches([len(tokens) for tokens in ids], self.tokens_per_batch))
+        while queue:
+            rows = queue.popleft()
+            batch = Batch.of([ids[i] for i in rows], [response[i] for i in rows], self.device)
             for role, scorer in self.scorers.items():
                 try:
-                    values[role][:, batch] = scorer.score(batch_ids, batch_response)
-                    self._count(scorer, batch_ids, batch_response)
+                    scores.append((role, rows, torch.stack(scorer.score(batch))))
+                    self._count(scorer, batch)
                 except torch.OutOfMemoryError:
-                    if len(batch) > 1:
+                    if len(rows) > 1:
                         # Of this batch, for others may have been cut before the last halving.
-                        half = len(batch) * len(batch_ids[0]) // 2
+                        half = len(rows) * batch.lengths[0] // 2
                         self.tokens_per_batch = min(self.tokens_per_batch, half)
-                        middle = len(batch) // 2
-                        batches.extendleft((batch[middle:], batch[:middle]))
+                        middle = len(rows) // 2
+                        queue.extendleft((rows[middle:], rows[:middle]))
                         break
-                    too_large[role].update(batch)
-        return _table(block, values, too_large)
+                    too_large[role].update(rows)
+        # Fetched at the end: a GPU goes on while the next batch is made ready.
+        values = {role: np.empty((2, len(ids))) for role in self.scorers}
+        for role, rows, result in scores:
+            values[role][:, rows] = result.cpu().numpy()
+        return scores_table(block, values, too_large)
 
-    def _count(
-        self, scorer: SampleScorer, ids: list[list[int]], response: list[list[bool]]
-    ) -> None:
-        lengths = [len(tokens) for tokens in ids]
-        each, scored = operations_per_token(scorer.model)
-        self.usage.tokens += sum(lengths)
-        self.usage.padded_tokens += len(lengths) * max(lengths)
-        self.usage.operations += each * sum(lengths) + scored * sum(map(sum, response))
+    def _count(self, scorer: SampleScorer, batch: Batch) -> None:
+        tokens, scored = len(batch.tokens), len(batch.targets)
+        each, more = scorer.operations
+        self.usage.tokens += tokens
+        self.usage.padded_tokens += (
+            tokens if scorer.packed else len(batch.lengths) * max(batch.lengths)
+        )
+        self.usage.operations += each * tokens + more * scored
 
     def _score_singly(self, block: pa.Table) -> pa.Table:
         """This block has killed a scorer: find the sample that did."""
@@ -127,7 +139,27 @@ class Scorer:
         return pa.concat_tables(tables)
 
 
-def _table(
+def paying_tokens(scorer: SampleScorer, gpus: float) -> int:
+    """Tokens of one forward pass: what a GPU's memory holds, by trial; but no more than make the
+    pass faster."""
+    most = PAYING_TOKENS[scorer.device.type]
+    if scorer.device.type == "cpu":
+        return most
+    samples, length = TRIAL
+    response = np.arange(length) > 0
+    batch = Batch.of([np.zeros(length)] * samples, [response] * samples, scorer.device)
+    torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated()
+    try:
+        scorer.score(batch)
+    except torch.OutOfMemoryError:
+        return samples * length // 2  # and it is halved until it fits
+    each = (torch.cuda.max_memory_allocated() - held) / (samples * length)
+    room = 0.9 * gpus * torch.cuda.get_device_properties().total_memory - held
+    return max(1, min(most, int(room / each)))
+
+
+def scores_table(
     block: pa.Table, values: Mapping[str, np.ndarray], too_large: Mapping[str, set[int]]
 ) -> pa.Table:
     """values: role → [2, rows], NLL and entropy. One that is not finite is a reject.
@@ -167,8 +199,12 @@ def _lethal(one: pa.Table, roles: list[str]) -> pa.Table:
 
 
 def _measures(block: pa.Table) -> dict[str, pa.Array]:
-    response = block["response"].to_pylist()
-    return {
-        "sample_id": block["sample_id"],
-        "response_tokens": pa.array(map(sum, response), pa.int32()),
-    }
+    scored = [np.count_nonzero(response) for response in as_lists(block["response"])]
+    return {"sample_id": block["sample_id"], "response_tokens": pa.array(scored, pa.int32())}
+
+
+def as_lists(column: pa.ChunkedArray) -> list[np.ndarray]:
+    """A column of lists, each an array of its own: no Python object for each token."""
+    lists = column.combine_chunks()
+    values = lists.flatten().to_numpy(zero_copy_only=False)
+    return np.split(values, np.cumsum(pc.list_value_length(lists))[:-1])

@@ -254,9 +254,9 @@ def test_a_driver_killed_at_any_moment_finishes_with_the_same_selection(
     began = time.monotonic()
     finish(settings, tmp_path / "whole")
     whole = time.monotonic() - began
-    report = []
-    for number in range(MOMENTS):
-        folder, moment = tmp_path / str(number), rng.uniform(0, whole)
+    report: list[dict] = []
+    while sum(row["died"] for row in report) < MOMENTS:
+        folder, moment = tmp_path / str(len(report)), rng.uniform(0, whole)
         died = kill_driver(settings, folder, lambda seconds, moment=moment: seconds > moment)  # type: ignore[misc]
         log = (folder / "killed.log").read_text().splitlines()
         before = durable(folder)

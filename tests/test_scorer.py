@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 def make_scorer(model: Model, tokens_per_batch: int) -> Scorer:
     threads = torch.get_num_threads()
-    scorer = Scorer({"base": model}, "fp32", tokens_per_batch, 1, False, start_watch())
+    scorer = Scorer({"base": model}, "fp32", tokens_per_batch, 1, 0, start_watch())
     torch.set_num_threads(threads)
     return scorer
 

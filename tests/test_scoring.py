@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 import random
 from functools import lru_cache
@@ -24,7 +25,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from instructdiff_ray.batching import token_batches
+from instructdiff_ray.batching import Batch, token_batches
 from instructdiff_ray.config import ModelConfig, TemplateConfig
 from instructdiff_ray.demo.pool import prose
 from instructdiff_ray.head import own_head
@@ -81,6 +82,13 @@ def build(name: str) -> PreTrainedModel:
     return model
 
 
+def plain(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy that attends as written in the model's own code, in Python."""
+    copied = copy.deepcopy(model)
+    copied.set_attn_implementation("eager")
+    return copied
+
+
 def plain_score(model: PreTrainedModel, ids: list[int], scored: list[bool]) -> tuple[float, float]:
     """The definition, word for word: one sample, full logits, fp32, a loop over the tokens."""
     with torch.no_grad():
@@ -95,10 +103,19 @@ def plain_score(model: PreTrainedModel, ids: list[int], scored: list[bool]) -> t
     return nll / count, entropy / count
 
 
+def score(
+    scorer: SampleScorer, samples: list[tuple[list[int], list[bool]]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    ids, scored = zip(*samples, strict=True)
+    nll, entropy = scorer.score(Batch.of(ids, scored, scorer.device))
+    return nll.cpu(), entropy.cpu()
+
+
 def assert_same(model: PreTrainedModel, samples: list[tuple[list[int], list[bool]]]) -> None:
-    nll, entropy = SampleScorer(model).score(*zip(*samples, strict=True))
+    nll, entropy = score(SampleScorer(model), samples)
+    own = plain(model)
     for position, (ids, scored) in enumerate(samples):
-        expected = plain_score(model, ids, scored)
+        expected = plain_score(own, ids, scored)
         assert float(nll[position]) == pytest.approx(expected[0], abs=1e-4)
         assert float(entropy[position]) == pytest.approx(expected[1], abs=1e-4)
 
@@ -195,10 +212,11 @@ def test_any_shape_of_batch_slice_and_tile_gives_the_same_scores(
     model, samples = build("llama"), random_samples(seed, count)
     scorer = SampleScorer(model)
     scorer.slice, scorer.head = slice_size, own_head(model, words)
-    nll, entropy = scorer.score(*zip(*samples, strict=True))
+    nll, entropy = score(scorer, samples)
+    own = plain(model)
     for position, (ids, scored) in enumerate(samples):
         assert (float(nll[position]), float(entropy[position])) == pytest.approx(
-            plain_score(model, ids, scored), abs=1e-4
+            plain_score(own, ids, scored), abs=1e-4
         )
 
 
@@ -226,13 +244,12 @@ def assert_batches_score_as_the_definition(
 ) -> None:
     loaded = model.load(DTYPES["fp32"])
     encoded = encode(model, template, samples)
-    scorer = SampleScorer(loaded)
+    scorer, own = SampleScorer(loaded), plain(loaded)
     for batch in token_batches([len(e.input_ids) for e in encoded], 700):
-        nll, entropy = scorer.score(
-            [encoded[i].input_ids for i in batch], [encoded[i].response for i in batch]
-        )
+        some = [(encoded[i].input_ids, encoded[i].response) for i in batch]
+        nll, entropy = score(scorer, some)
         for position, row in enumerate(batch):
-            expected = plain_score(loaded, encoded[row].input_ids, encoded[row].response)
+            expected = plain_score(own, encoded[row].input_ids, encoded[row].response)
             assert float(nll[position]) == pytest.approx(expected[0], abs=1e-4)
             assert float(entropy[position]) == pytest.approx(expected[1], abs=1e-4)
 
@@ -267,6 +284,6 @@ def test_cuda_in_bf16_scores_near_the_definition() -> None:
         pytest.skip("no CUDA device")
     model, samples = build("llama"), random_samples(3, 20)
     expected = [plain_score(model, *sample) for sample in samples]
-    nll, entropy = SampleScorer(model.to("cuda", torch.bfloat16)).score(*zip(*samples, strict=True))
+    nll, entropy = score(SampleScorer(model.to("cuda", torch.bfloat16)), samples)
     assert nll.tolist() == pytest.approx([e[0] for e in expected], abs=0.1)
     assert entropy.tolist() == pytest.approx([e[1] for e in expected], abs=0.1)

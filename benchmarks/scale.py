@@ -1,0 +1,191 @@
+"""A simulated cluster of 8 machines with 8 GPUs each: `python -m benchmarks.scale 10000000`.
+
+Machines, GPUs and the model are made up, all else is real: ingest, the scheduling of 64 actors,
+reading, tokenising, moving blocks, writing pieces, finding what is missing, gathering, ranking. The
+model sleeps as long as 7 billion parameters would compute on an H100, twice, for samples of 300
+tokens, at the share of its rate that is this project's goal. The samples themselves are short, for
+this one machine tokenises what the processors of eight would.
+
+Told are: how busy the actors were from their first block to their last; the peak of memory of each
+kind of process, without what it shares with others; and seconds by stage.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import ray
+from ray.actor import ActorHandle
+from ray.cluster_utils import Cluster
+
+from benchmarks.common import save
+from instructdiff_ray import score as score_module
+from instructdiff_ray.config import (
+    ClusterConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    ScoreResources,
+    SelectConfig,
+)
+from instructdiff_ray.demo.model import train_model
+from instructdiff_ray.demo.pool import prose
+from instructdiff_ray.ingest import ingest
+from instructdiff_ray.models import Model, find_model
+from instructdiff_ray.progress import Progress
+from instructdiff_ray.ranking import fate_counts, rank
+from instructdiff_ray.score import ROWS_PER_BATCH, Work, score
+from instructdiff_ray.scorer import Scorer, scores_table
+from instructdiff_ray.storage import Storage
+from instructdiff_ray.throughput import Usage
+from instructdiff_ray.watch import Watched
+
+MACHINES, GPUS = 8, 8
+ROWS_PER_FILE = 250_000
+# 2 operations × 7.6e9 weights × 300 tokens, at 65 % of 800e12 a second, for two models.
+SLEEP_S = ROWS_PER_BATCH * 2 * (2 * 7.6e9 * 300) / (0.65 * 800e12)
+
+
+class Sleeper(Scorer):
+    """A scorer in all but its models."""
+
+    def __init__(self, models: Mapping[str, Model], watch: ActorHandle, **_: Any) -> None:
+        self.scorers = dict.fromkeys(models)  # type: ignore[assignment]
+        self.watched = Watched(watch)
+        self.rate = 0.0
+        self.usage = Usage()
+        self.free_since = float("nan")
+        self.random = np.random.default_rng()
+
+    def _score(self, block: pa.Table) -> pa.Table:
+        if np.isnan(self.usage.waited_s):  # for its first block
+            self.usage.waited_s = 0.0
+        time.sleep(SLEEP_S * block.num_rows / ROWS_PER_BATCH)
+        values = {role: self.random.normal(2, 0.5, (2, block.num_rows)) for role in self.scorers}
+        return scores_table(block, values, {role: set() for role in self.scorers})
+
+
+class MemoryWatch(threading.Thread):
+    """The largest of each kind of process so far, and the most that all of them held, in MiB.
+
+    What a process shares with others (libraries, Ray's object store) is left out.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.largest: dict[str, float] = defaultdict(float)
+        self.most = 0.0
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            total = 0.0
+            for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+                try:
+                    kind, memory = _kind(process), process.memory_info()
+                except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                    continue
+                own = (memory.rss - memory.shared) / 2**20
+                total += own
+                self.largest[kind] = max(self.largest[kind], own)
+            self.most = max(self.most, total)
+            time.sleep(2)
+
+    def peaks(self) -> dict[str, int]:
+        """And begin anew."""
+        found = {kind: round(value) for kind, value in sorted(self.largest.items())}
+        self.largest.clear()
+        return found
+
+
+def _kind(process: psutil.Process) -> str:
+    if process.pid == psutil.Process().pid:
+        return "driver"
+    command = process.cmdline() or [process.name()]
+    if command[0].startswith("ray::"):
+        return command[0].split(".")[0] if "IDLE" not in command[0] else "ray::IDLE"
+    return Path(command[0]).name if "python" not in command[0] else "python"
+
+
+def write_rows(folder: Path, rows: int) -> None:
+    """Short rows, none like another."""
+    folder.mkdir()
+    for start in range(0, rows, ROWS_PER_FILE):
+        with (folder / f"{start:012d}.jsonl").open("w") as file:
+            for n in range(start, min(start + ROWS_PER_FILE, rows)):
+                file.write(f'{{"question": "Double {n}?", "answer": "It is {2 * n}."}}\n')
+
+
+def measure(rows: int) -> dict[str, Any]:
+    """Ingest, score and rank this many rows."""
+    watch = MemoryWatch()
+    progress = Progress(sys.stderr, log_every_s=30)
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as path:
+        folder = Path(path)
+        train_model(str(folder / "model"), prose(size=400), steps=1)
+        write_rows(folder / "pool", rows)
+        actors = MACHINES * GPUS
+        resources = ScoreResources(min_actors=actors, max_actors=actors, gpus_per_actor=1)
+        config = Config(
+            data=DataConfig(path=str(folder / "pool")),
+            cluster=ClusterConfig(score=resources),
+            storage=str(folder / "storage"),
+        )
+        storage = Storage(config.storage)
+        model = find_model(ModelConfig(base=str(folder / "model")))
+        models = {"base": model, "calibrated": replace(model, identity="calibrated")}
+        memory = {}
+        pool = ingest(config, model, storage, progress)
+        memory["ingest"] = watch.peaks()
+        work = Work()
+        with mock.patch.object(score_module, "Scorer", Sleeper):
+            scores = score(config, pool, models, storage, progress, work)
+        memory["score"] = watch.peaks()
+        assert work.samples == {"base": rows, "calibrated": rows}, work
+        with progress.stage("select", "samples"):
+            assert sum(fate_counts(rank(pool, scores, SelectConfig())).values()) >= rows
+        memory["select"] = watch.peaks()
+    busy, waited = work.usage.busy_s, work.usage.waited_s
+    return {
+        "rows": rows,
+        "actors": actors,
+        "sleep_s": round(SLEEP_S, 1),
+        "busy_between_blocks": round(busy / (busy + waited), 4),
+        "busy_of_stage": round(busy / (actors * progress.seconds["score"]), 4),
+        "seconds": {stage: round(seconds) for stage, seconds in progress.seconds.items()},
+        "peak_mib": memory,
+        "all_processes_mib": round(watch.most),
+    }
+
+
+def main() -> None:
+    """Measure the sizes that the command line names."""
+    sizes = [int(size) for size in sys.argv[1:]] or [1_000_000, 10_000_000]
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    for _ in range(MACHINES):
+        cluster.add_node(num_cpus=GPUS + 1, num_gpus=GPUS, object_store_memory=300 << 20)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    for size in sizes:
+        result = measure(size)
+        print(result, flush=True)
+        save(f"scale-{size}", result)
+    ray.shutdown()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main()
