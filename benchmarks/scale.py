@@ -1,5 +1,8 @@
 """A simulated cluster of 8 machines with 8 GPUs each: `python -m benchmarks.scale 10000000`.
 
+Fewer machines, GPUs or seconds of sleep show what one machine's processors can feed:
+`python -m benchmarks.scale 1000000 --machines 1 --gpus 2 --sleep 0.1`.
+
 Machines, GPUs and the model are made up, all else is real: ingest, the scheduling of 64 actors,
 reading, tokenising, moving blocks, writing pieces, finding what is missing, gathering, ranking. The
 model sleeps as long as 7 billion parameters would compute on an H100, twice, for samples of 300
@@ -12,6 +15,7 @@ kind of process, without what it shares with others; and seconds by stage.
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 import tempfile
@@ -53,14 +57,15 @@ from instructdiff_ray.storage import Storage
 from instructdiff_ray.throughput import Usage
 from instructdiff_ray.watch import Watched
 
-MACHINES, GPUS = 8, 8
 ROWS_PER_FILE = 250_000
 # 2 operations × 7.6e9 weights × 300 tokens, at 65 % of 800e12 a second, for two models.
 SLEEP_S = ROWS_PER_BATCH * 2 * (2 * 7.6e9 * 300) / (0.65 * 800e12)
 
 
 class Sleeper(Scorer):
-    """A scorer in all but its models."""
+    """A scorer in all but its models. sleep_s: for each block."""
+
+    sleep_s = SLEEP_S
 
     def __init__(self, models: Mapping[str, Model], watch: ActorHandle, **_: Any) -> None:
         self.scorers = dict.fromkeys(models)  # type: ignore[assignment]
@@ -73,7 +78,7 @@ class Sleeper(Scorer):
     def _score(self, block: pa.Table) -> pa.Table:
         if np.isnan(self.usage.waited_s):  # for its first block
             self.usage.waited_s = 0.0
-        time.sleep(SLEEP_S * block.num_rows / ROWS_PER_BATCH)
+        time.sleep(self.sleep_s * block.num_rows / ROWS_PER_BATCH)
         values = {role: self.random.normal(2, 0.5, (2, block.num_rows)) for role in self.scorers}
         return scores_table(block, values, {role: set() for role in self.scorers})
 
@@ -129,7 +134,7 @@ def write_rows(folder: Path, rows: int) -> None:
                 file.write(f'{{"question": "Double {n}?", "answer": "It is {2 * n}."}}\n')
 
 
-def measure(rows: int) -> dict[str, Any]:
+def measure(rows: int, actors: int) -> dict[str, Any]:
     """Ingest, score and rank this many rows."""
     watch = MemoryWatch()
     progress = Progress(sys.stderr, log_every_s=30)
@@ -137,7 +142,6 @@ def measure(rows: int) -> dict[str, Any]:
         folder = Path(path)
         train_model(str(folder / "model"), prose(size=400), steps=1)
         write_rows(folder / "pool", rows)
-        actors = MACHINES * GPUS
         resources = ScoreResources(min_actors=actors, max_actors=actors, gpus_per_actor=1)
         config = Config(
             data=DataConfig(path=str(folder / "pool")),
@@ -162,7 +166,7 @@ def measure(rows: int) -> dict[str, Any]:
     return {
         "rows": rows,
         "actors": actors,
-        "sleep_s": round(SLEEP_S, 1),
+        "sleep_s": round(Sleeper.sleep_s, 1),
         "busy_between_blocks": round(busy / (busy + waited), 4),
         "busy_of_stage": round(busy / (actors * progress.seconds["score"]), 4),
         "seconds": {stage: round(seconds) for stage, seconds in progress.seconds.items()},
@@ -173,16 +177,24 @@ def measure(rows: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure the sizes that the command line names."""
-    sizes = [int(size) for size in sys.argv[1:]] or [1_000_000, 10_000_000]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale")
+    parser.add_argument("rows", type=int, nargs="*", default=[1_000_000, 10_000_000])
+    parser.add_argument("--machines", type=int, default=8)
+    parser.add_argument("--gpus", type=int, default=8, help="of each machine")
+    parser.add_argument("--sleep", type=float, default=SLEEP_S, help="seconds for each block")
+    given = parser.parse_args()
+    Sleeper.sleep_s = given.sleep
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    for _ in range(MACHINES):
-        cluster.add_node(num_cpus=GPUS + 1, num_gpus=GPUS, object_store_memory=300 << 20)
+    for _ in range(given.machines):
+        cluster.add_node(
+            num_cpus=given.gpus + 2, num_gpus=given.gpus, object_store_memory=300 << 20
+        )
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    for size in sizes:
-        result = measure(size)
+    for rows in given.rows:
+        result = {"machines": given.machines, **measure(rows, given.machines * given.gpus)}
         print(result, flush=True)
-        save(f"scale-{size}", result)
+        save(f"scale-{rows}-rows-{result['actors']}-actors", result)
     ray.shutdown()
     cluster.shutdown()
 
