@@ -166,7 +166,7 @@ def measure(rows: int, actors: int) -> dict[str, Any]:
     return {
         "rows": rows,
         "actors": actors,
-        "sleep_s": round(Sleeper.sleep_s, 1),
+        "sleep_s": round(Sleeper.sleep_s, 2),
         "busy_between_blocks": round(busy / (busy + waited), 4),
         "busy_of_stage": round(busy / (actors * progress.seconds["score"]), 4),
         "seconds": {stage: round(seconds) for stage, seconds in progress.seconds.items()},

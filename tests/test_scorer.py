@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from instructdiff_ray.models import Model
-from instructdiff_ray.scorer import Scorer
+from instructdiff_ray.scorer import PAYING_TOKENS, Scorer
 from instructdiff_ray.watch import start_watch
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -59,3 +59,20 @@ def test_a_batch_that_the_memory_does_not_hold_is_halved_until_it_does(
         one, other = (table.filter(fits)[name].to_numpy() for table in (found, expected))
         assert np.allclose(one, other, atol=1e-5)
         assert found[name].null_count == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gpu_finds_its_budget_and_scores_as_the_processor_does(
+    model: Model, block: pa.Table, precision: str
+) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    expected = make_scorer(model, 1000)(block)
+    scorer = Scorer({"base": model}, precision, None, 1, 1, start_watch())
+    assert 2048 <= scorer.tokens_per_batch <= PAYING_TOKENS["cuda"]
+    assert scorer.scorers["base"].packed == (precision == "bf16")  # flash attention has no fp32
+    found = scorer(block)
+    for name in ("base_nll", "base_entropy"):
+        tolerance = 1e-4 if precision == "fp32" else 0.1
+        assert np.allclose(found[name].to_numpy(), expected[name].to_numpy(), atol=tolerance)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+import shutil
 from functools import lru_cache
 
 import pytest
@@ -31,7 +32,7 @@ from instructdiff_ray.demo.pool import prose
 from instructdiff_ray.head import own_head
 from instructdiff_ray.models import DTYPES, Model, find_model
 from instructdiff_ray.samples import Part
-from instructdiff_ray.scoring import SampleScorer, Statistics, token_nll_and_entropy
+from instructdiff_ray.scoring import SampleScorer, Statistics, fused, token_nll_and_entropy
 from instructdiff_ray.template import Encoded, Encoder
 
 WIDTH, VOCABULARY = 32, 97
@@ -161,6 +162,25 @@ def test_bf16_logits_are_summed_in_fp32() -> None:
     p = torch.softmax(logits.double(), dim=-1)
     assert entropy.dtype == torch.float32
     assert entropy.tolist() == pytest.approx((-(p * p.log()).sum(-1)).tolist(), abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_compiled_statistics_are_the_plain_ones(dtype: torch.dtype) -> None:
+    if not shutil.which("g++"):
+        pytest.skip("no compiler")
+    torch.manual_seed(0)
+    logits = (20 * torch.randn(50, 400)).to(dtype)
+    logits[:, 100:230] = -math.inf
+    targets = torch.randint(0, 100, (50,))
+    eager, compiled = Statistics(targets), Statistics(targets)
+    compiled.add_up = fused()
+    for statistics in (eager, compiled):
+        for first in range(0, 400, 150):  # the last tile is smaller
+            with torch.inference_mode():
+                statistics.add(logits[:, first : first + 150].clone(), first)
+    for one, other in zip(eager.nll_and_entropy(), compiled.nll_and_entropy(), strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "cohere", "granite", "gpt2", "mixtral"])
