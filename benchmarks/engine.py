@@ -160,11 +160,10 @@ def main() -> None:
     ray.data.DataContext.get_current().enable_progress_bars = False
     device = "cuda" if GPU else "cpu"
     names = sys.argv[1:] or [name for name in SHAPES if name.startswith(device)]
-    results = {}
     for name in names:
-        results[name] = measure(name)
-        print(name, results[name], flush=True)
-    save("engine", {"shapes": results})
+        result = measure(name)
+        print(name, result, flush=True)
+        save(f"engine-{name}", result)
 
 
 if __name__ == "__main__":
