@@ -111,9 +111,8 @@ class MemoryWatch(threading.Thread):
 
     def peaks(self) -> dict[str, int]:
         """And begin anew."""
-        found = {kind: round(value) for kind, value in sorted(self.largest.items())}
-        self.largest.clear()
-        return found
+        found, self.largest = self.largest, defaultdict(float)  # the thread writes to the new one
+        return {kind: round(value) for kind, value in sorted(found.items())}
 
 
 def _kind(process: psutil.Process) -> str:

@@ -15,7 +15,7 @@ LIMITS = {
     r"^\S*(OutOfMemoryError|MemoryError|ObjectStoreFullError)\b"
     r"|^\S*OSError\b.*Cannot allocate memory"
     r"|^\S*RuntimeError\b.*(can't allocate memory|CUBLAS_STATUS_ALLOC_FAILED)": (
-        "a machine or a GPU ran out of memory; lower cluster.score.tokens_per_batch or"
+        "a machine or a GPU ran out of memory; set a smaller cluster.score.tokens_per_batch or"
         " cluster.train.tokens_per_device, or take a larger machine, and give the same command"
         " again, it goes on where it stopped"
     ),

@@ -6,10 +6,14 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    GPTJConfig,
+    GPTJForCausalLM,
     MambaConfig,
     MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    PhimoeConfig,
+    PhimoeForCausalLM,
     PreTrainedModel,
 )
 
@@ -46,7 +50,27 @@ def test_a_window_ends_at_a_samples_border_as_it_does_alone() -> None:
     assert_same(model, samples)
 
 
-@pytest.mark.parametrize("model", [recurrent(), build("gemma2")], ids=["recurrent", "softcap"])
+def window_in_masks_only() -> PreTrainedModel:
+    """Its attention is not told of the window, and a check by short samples can't see it."""
+    torch.manual_seed(0)
+    config = PhimoeConfig(**SHAPE, num_local_experts=2, sliding_window=40)
+    return PhimoeForCausalLM(config).eval()
+
+
+def own_attention() -> PreTrainedModel:
+    """Its attention is not transformers' to choose."""
+    torch.manual_seed(0)
+    config = GPTJConfig(
+        n_embd=WIDTH, n_layer=2, n_head=4, rotary_dim=4, vocab_size=VOCABULARY, n_positions=128
+    )
+    return GPTJForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [recurrent(), build("gemma2"), window_in_masks_only(), own_attention()],
+    ids=["recurrent", "softcap", "window", "own"],
+)
 def test_a_model_that_would_see_its_neighbours_is_padded(model: PreTrainedModel) -> None:
     before = model.config._attn_implementation
     assert not SampleScorer(model).packed
