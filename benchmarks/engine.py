@@ -26,6 +26,7 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 from benchmarks.common import save
 from benchmarks.scoring import batched
 from instructdiff_ray import score as score_module
+from instructdiff_ray.blocks import as_lists
 from instructdiff_ray.config import (
     ClusterConfig,
     Config,
@@ -36,12 +37,12 @@ from instructdiff_ray.config import (
 from instructdiff_ray.demo.model import train_model
 from instructdiff_ray.demo.pool import prose, write_pool
 from instructdiff_ray.ingest import ingest
-from instructdiff_ray.models import DTYPES, Model, find_model
+from instructdiff_ray.models import Model, find_model
 from instructdiff_ray.pool import Pool, read_part
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.rendering import Rendering
 from instructdiff_ray.score import ROWS_PER_BATCH, Tokenize, score_blocks
-from instructdiff_ray.scorer import PAYING_TOKENS, Scorer, as_lists
+from instructdiff_ray.scorer import PAYING_TOKENS, Scorer
 from instructdiff_ray.scoring import SampleScorer
 from instructdiff_ray.storage import Folder, Storage
 
@@ -96,7 +97,7 @@ def bare(config: Config, pool: Pool, model: Model) -> float:
     ids, response = as_lists(table["input_ids"]), as_lists(table["response"])
     rows = list(zip(ids, response, strict=True))
     device = torch.device("cuda" if GPU else "cpu")
-    scorers = [SampleScorer(model.load(DTYPES[config.cluster.precision], device)) for _ in ROLES]
+    scorers = [SampleScorer(model.load(config.cluster.precision, device)) for _ in ROLES]
     batched(scorers, rows[:ROWS_PER_BATCH], BUDGET)
     began = time.perf_counter()
     for start in range(0, len(rows), ROWS_PER_BATCH):

@@ -1,7 +1,7 @@
 """A simulated cluster of 8 machines with 8 GPUs each: `python -m benchmarks.scale 10000000`.
 
 Fewer machines, GPUs or seconds of sleep show what one machine's processors can feed:
-`python -m benchmarks.scale 1000000 --machines 1 --gpus 2 --sleep 0.1`.
+`python -m benchmarks.scale 1000000 --machines 1 --gpus 2 --sleep 0.0001`.
 
 Machines, GPUs and the model are made up, all else is real: ingest, the scheduling of 64 actors,
 reading, tokenising, moving blocks, writing pieces, finding what is missing, gathering, ranking. The
@@ -22,20 +22,17 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import psutil
-import pyarrow as pa
 import ray
-from ray.actor import ActorHandle
 from ray.cluster_utils import Cluster
 
 from benchmarks.common import save
+from benchmarks.sleeper import Sleeper
 from instructdiff_ray import score as score_module
 from instructdiff_ray.config import (
     ClusterConfig,
@@ -48,39 +45,19 @@ from instructdiff_ray.config import (
 from instructdiff_ray.demo.model import train_model
 from instructdiff_ray.demo.pool import prose
 from instructdiff_ray.ingest import ingest
-from instructdiff_ray.models import Model, find_model
+from instructdiff_ray.models import find_model
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.ranking import fate_counts, rank
 from instructdiff_ray.score import ROWS_PER_BATCH, Work, score
-from instructdiff_ray.scorer import Scorer, scores_table
 from instructdiff_ray.storage import Storage
-from instructdiff_ray.throughput import Usage
-from instructdiff_ray.watch import Watched
 
 ROWS_PER_FILE = 250_000
-# 2 operations × 7.6e9 weights × 300 tokens, at 65 % of 800e12 a second, for two models.
-SLEEP_S = ROWS_PER_BATCH * 2 * (2 * 7.6e9 * 300) / (0.65 * 800e12)
+# Of a sample: 2 operations × 7.6e9 weights × 300 tokens, at 65 % of 800e12 a second, twice.
+SLEEP_S = 2 * (2 * 7.6e9 * 300) / (0.65 * 800e12)
 
 
-class Sleeper(Scorer):
-    """A scorer in all but its models. sleep_s: for each block."""
-
-    sleep_s = SLEEP_S
-
-    def __init__(self, models: Mapping[str, Model], watch: ActorHandle, **_: Any) -> None:
-        self.scorers = dict.fromkeys(models)  # type: ignore[assignment]
-        self.watched = Watched(watch)
-        self.rate = 0.0
-        self.usage = Usage()
-        self.free_since = float("nan")
-        self.random = np.random.default_rng()
-
-    def _score(self, block: pa.Table) -> pa.Table:
-        if np.isnan(self.usage.waited_s):  # for its first block
-            self.usage.waited_s = 0.0
-        time.sleep(self.sleep_s * block.num_rows / ROWS_PER_BATCH)
-        values = {role: self.random.normal(2, 0.5, (2, block.num_rows)) for role in self.scorers}
-        return scores_table(block, values, {role: set() for role in self.scorers})
+class TimedSleeper(Sleeper):
+    """Of `__main__`, so Ray sends it to the actors as it is now, with what main set."""
 
 
 class MemoryWatch(threading.Thread):
@@ -121,7 +98,9 @@ def _kind(process: psutil.Process) -> str:
     command = process.cmdline() or [process.name()]
     if command[0].startswith("ray::"):
         return command[0].split(".")[0] if "IDLE" not in command[0] else "ray::IDLE"
-    return Path(command[0]).name if "python" not in command[0] else "python"
+    if "python" in command[0]:
+        return "python"
+    return "ray-dashboard" if "ray-dashboard" in command[0] else Path(command[0]).name
 
 
 def write_rows(folder: Path, rows: int) -> None:
@@ -133,9 +112,21 @@ def write_rows(folder: Path, rows: int) -> None:
                 file.write(f'{{"question": "Double {n}?", "answer": "It is {2 * n}."}}\n')
 
 
-def measure(rows: int, actors: int) -> dict[str, Any]:
-    """Ingest, score and rank this many rows."""
+def simulate(machines: int, gpus: int) -> Cluster:
+    """A cluster, joined: a head, and machines with one CPU more than actors."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    for _ in range(machines):
+        cluster.add_node(num_cpus=gpus + 1, num_gpus=gpus, object_store_memory=300 << 20)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    return cluster
+
+
+def measure(rows: int, machines: int, gpus: int) -> dict[str, Any]:
+    """Ingest, score and rank this many rows; scoring alone is on the simulated cluster."""
+    ray.init(num_cpus=2, log_to_driver=False, logging_level=logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
     watch = MemoryWatch()
+    actors = machines * gpus
     progress = Progress(sys.stderr, log_every_s=30)
     with tempfile.TemporaryDirectory(dir="/var/tmp") as path:
         folder = Path(path)
@@ -153,10 +144,14 @@ def measure(rows: int, actors: int) -> dict[str, Any]:
         memory = {}
         pool = ingest(config, model, storage, progress)
         memory["ingest"] = watch.peaks()
+        ray.shutdown()
+        cluster = simulate(machines, gpus)
         work = Work()
-        with mock.patch.object(score_module, "Scorer", Sleeper):
+        with mock.patch.object(score_module, "Scorer", TimedSleeper):
             scores = score(config, pool, models, storage, progress, work)
         memory["score"] = watch.peaks()
+        ray.shutdown()
+        cluster.shutdown()
         assert work.samples == {"base": rows, "calibrated": rows}, work
         with progress.stage("select", "samples"):
             assert sum(fate_counts(rank(pool, scores, SelectConfig())).values()) >= rows
@@ -164,8 +159,9 @@ def measure(rows: int, actors: int) -> dict[str, Any]:
     busy, waited = work.usage.busy_s, work.usage.waited_s
     return {
         "rows": rows,
+        "machines": machines,
         "actors": actors,
-        "sleep_s": round(Sleeper.sleep_s, 2),
+        "sleep_s_per_block": round(TimedSleeper.sleep_s * ROWS_PER_BATCH, 2),
         "busy_between_blocks": round(busy / (busy + waited), 4),
         "busy_of_stage": round(busy / (actors * progress.seconds["score"]), 4),
         "seconds": {stage: round(seconds) for stage, seconds in progress.seconds.items()},
@@ -180,22 +176,13 @@ def main() -> None:
     parser.add_argument("rows", type=int, nargs="*", default=[1_000_000, 10_000_000])
     parser.add_argument("--machines", type=int, default=8)
     parser.add_argument("--gpus", type=int, default=8, help="of each machine")
-    parser.add_argument("--sleep", type=float, default=SLEEP_S, help="seconds for each block")
+    parser.add_argument("--sleep", type=float, default=SLEEP_S, help="seconds for each sample")
     given = parser.parse_args()
-    Sleeper.sleep_s = given.sleep
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    for _ in range(given.machines):
-        cluster.add_node(
-            num_cpus=given.gpus + 2, num_gpus=given.gpus, object_store_memory=300 << 20
-        )
-    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
+    TimedSleeper.sleep_s = given.sleep
     for rows in given.rows:
-        result = {"machines": given.machines, **measure(rows, given.machines * given.gpus)}
+        result = measure(rows, given.machines, given.gpus)
         print(result, flush=True)
         save(f"scale-{rows}-rows-{result['actors']}-actors", result)
-    ray.shutdown()
-    cluster.shutdown()
 
 
 if __name__ == "__main__":

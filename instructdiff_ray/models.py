@@ -10,19 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from transformers import AutoConfig, AutoTokenizer
 
 from instructdiff_ray.config import ModelConfig
 from instructdiff_ray.errors import DamagedFile, UserError
 from instructdiff_ray.storage import Folder, absolute, is_uri, local_copy, make_key
 
+# Transformers and torch are imported where they are needed: they take seconds and hundreds of MiB,
+# and not every process that is told of a model loads something of it.
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 # The files that determine what a model folder computes and how it reads text.
 CONTENT = (".safetensors", ".json", ".jinja", ".model", ".txt", ".py")
 
@@ -59,6 +60,8 @@ class Model:
         )
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        from transformers import AutoTokenizer
+
         tokenizer = AutoTokenizer.from_pretrained(
             local_copy(self.path),
             revision=self.revision,
@@ -71,9 +74,11 @@ class Model:
             )
         return tokenizer
 
-    def load(self, dtype: torch.dtype, device: torch.device | None = None) -> PreTrainedModel:
-        """The model in evaluation mode, from safetensors only (no pickle is read)."""
-        # Imported here: it takes seconds, and most of Ray's workers only need the tokenizer.
+    def load(self, precision: str, device: torch.device | None = None) -> PreTrainedModel:
+        """The model in evaluation mode, from safetensors only (no pickle is read).
+
+        precision: fp32 | bf16.
+        """
         from transformers import AutoModelForCausalLM
 
         model = AutoModelForCausalLM.from_pretrained(
@@ -81,7 +86,7 @@ class Model:
             revision=self.revision,
             trust_remote_code=self.trust_remote_code,
             use_safetensors=True,
-            dtype=dtype,
+            dtype=DTYPES[precision],
         )
         # Loaded and then moved: a device map would need accelerate's hooks in every forward pass.
         model = model.eval()
@@ -131,6 +136,8 @@ def _hub_commit(name: str, revision: str | None) -> tuple[str, set[str]]:
 
 
 def _found(path: str, revision: str | None, trust: bool, identity: str) -> Model:
+    from transformers import AutoConfig
+
     try:
         config = AutoConfig.from_pretrained(
             local_copy(path), revision=revision, trust_remote_code=trust

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import ray
 from ray.data import ActorPoolStrategy
 
+from instructdiff_ray.blocks import KILLS_SCORER, OUT_OF_MEMORY
 from instructdiff_ray.buckets import id_array, id_prefixes
 from instructdiff_ray.config import Config
 from instructdiff_ray.models import Model
@@ -29,7 +30,7 @@ from instructdiff_ray.pool import Pool, among, check_rejects, read_pool, stream
 from instructdiff_ray.progress import Progress, Stage
 from instructdiff_ray.rendering import Rendering
 from instructdiff_ray.samples import Part
-from instructdiff_ray.scorer import KILLS_SCORER, OUT_OF_MEMORY, Scorer
+from instructdiff_ray.scorer import Scorer
 from instructdiff_ray.storage import Artifact, Finished, Folder, Storage, make_key
 from instructdiff_ray.template import Encoded
 from instructdiff_ray.throughput import Usage

@@ -10,22 +10,20 @@ from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from ray.actor import ActorHandle
 
 from instructdiff_ray.batching import Batch, token_batches
-from instructdiff_ray.models import DTYPES, Model
+from instructdiff_ray.blocks import as_lists, lethal_table, scores_table
+from instructdiff_ray.models import Model
 from instructdiff_ray.scoring import SampleScorer
 from instructdiff_ray.throughput import Usage, matrix_product_rate
-from instructdiff_ray.watch import MAX_DEATHS, Watched
+from instructdiff_ray.watch import Watched
 
 # A larger pass is no faster: the weights are read often enough as it is, and what lies between two
 # layers leaves a processor's caches.
 PAYING_TOKENS = {"cpu": 4096, "cuda": 32_768}
 TRIAL = (16, 128)  # samples and tokens of each; a model may not see more positions
-# Reasons of samples that could not be scored.
-KILLS_SCORER, NOT_FINITE, OUT_OF_MEMORY = "kills_scorer", "not_finite", "out_of_memory"
 
 
 class Scorer:
@@ -60,8 +58,7 @@ class Scorer:
         for model in models.values():
             model.check()
         self.scorers = {
-            role: SampleScorer(model.load(DTYPES[precision], self.device))
-            for role, model in models.items()
+            role: SampleScorer(model.load(precision, self.device)) for role, model in models.items()
         }
         one = next(iter(self.scorers.values()))
         self.tokens_per_batch = tokens_per_batch or paying_tokens(one, gpus)
@@ -132,7 +129,7 @@ class Scorer:
             one = block.slice(row, 1)
             sample_id = one["sample_id"][0].as_py()
             if self.watched.lethal(sample_id):
-                tables.append(_lethal(one, list(self.scorers)))
+                tables.append(lethal_table(one, list(self.scorers)))
             else:
                 tables.append(self._score(one))
                 self.watched.end(sample_id, scored=True)
@@ -157,54 +154,3 @@ def paying_tokens(scorer: SampleScorer, gpus: float) -> int:
     each = (torch.cuda.max_memory_allocated() - held) / (samples * length)
     room = 0.9 * gpus * torch.cuda.get_device_properties().total_memory - held
     return max(1, min(most, int(room / each)))
-
-
-def scores_table(
-    block: pa.Table, values: Mapping[str, np.ndarray], too_large: Mapping[str, set[int]]
-) -> pa.Table:
-    """values: role → [2, rows], NLL and entropy. One that is not finite is a reject.
-
-    too_large: role → rows that the device's memory does not hold alone; rejects too.
-    """
-    columns = _measures(block)
-    for role, (nll, entropy) in values.items():
-        nll[list(too_large[role])] = np.nan
-        bad = ~(np.isfinite(nll) & np.isfinite(entropy))
-        told = [
-            _why(row, role, too_large[role]) if b else (None, None) for row, b in enumerate(bad)
-        ]
-        columns[f"{role}_nll"] = pa.array(nll, mask=bad)
-        columns[f"{role}_entropy"] = pa.array(entropy, mask=bad)
-        columns[f"{role}_reason"] = pa.array([reason for reason, _ in told], pa.string())
-        columns[f"{role}_detail"] = pa.array([detail for _, detail in told], pa.string())
-    return pa.table(columns)
-
-
-def _why(row: int, role: str, too_large: set[int]) -> tuple[str, str]:
-    if row in too_large:
-        return OUT_OF_MEMORY, "the device's memory does not hold this sample alone"
-    line = f"NLL or entropy under the {role} model is not finite; cluster.precision=fp32 may help"
-    return NOT_FINITE, line
-
-
-def _lethal(one: pa.Table, roles: list[str]) -> pa.Table:
-    columns = _measures(one)
-    for role in roles:
-        for name in ("nll", "entropy"):
-            columns[f"{role}_{name}"] = pa.array([None], pa.float64())
-        columns[f"{role}_reason"] = pa.array([KILLS_SCORER])
-        detail = f"the scorer died {MAX_DEATHS} times on this sample alone"
-        columns[f"{role}_detail"] = pa.array([detail])
-    return pa.table(columns)
-
-
-def _measures(block: pa.Table) -> dict[str, pa.Array]:
-    scored = [np.count_nonzero(response) for response in as_lists(block["response"])]
-    return {"sample_id": block["sample_id"], "response_tokens": pa.array(scored, pa.int32())}
-
-
-def as_lists(column: pa.ChunkedArray) -> list[np.ndarray]:
-    """A column of lists, each an array of its own: no Python object for each token."""
-    lists = column.combine_chunks()
-    values = lists.flatten().to_numpy(zero_copy_only=False)
-    return np.split(values, np.cumsum(pc.list_value_length(lists))[:-1])

@@ -7,8 +7,6 @@ from dataclasses import dataclass, fields
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -46,6 +44,8 @@ class Usage:
 def matrix_product_rate(model: PreTrainedModel) -> float:
     """Operations a second in products like those of this model, where it is: the median of a few
     measurements, for the best of them is what no machine keeps up."""
+    import torch  # here, for whoever counts usage alone has no need of it
+
     device, width = model.device, getattr(model.config.get_text_config(), "hidden_size", 1024)
     # On a GPU several at once, so that starting them costs nothing.
     rows, products = (16_384, 8) if device.type == "cuda" else (1024, 1)

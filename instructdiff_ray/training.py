@@ -114,7 +114,7 @@ def train_worker(config: dict[str, Any]) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
     set_seed(task.seed)
     examples = Examples(task)
-    model = task.model.load(torch.float32).train()
+    model = task.model.load("fp32").train()
     with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as folder:
         minutes = task.resources.checkpoint_minutes
         keeper = KeepCheckpoints(task.checkpoints, minutes * 60)

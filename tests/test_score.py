@@ -20,7 +20,7 @@ from instructdiff_ray.config import (
 )
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.ingest import ingest
-from instructdiff_ray.models import DTYPES, Model
+from instructdiff_ray.models import Model
 from instructdiff_ray.pool import Pool
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.rendering import Rendering
@@ -89,7 +89,7 @@ def test_every_sample_of_the_pool_is_scored_once_as_the_definition_says(
     assert table["sample_id"].to_pylist() == list(pool.ids())
     assert work.samples == {"base": len(pool), "calibrated": 0}
     assert work.tokens == sum(sum(table["tokens"].to_pylist()) for table in pool.index())
-    loaded, encoder = model.load(DTYPES["fp32"]), Rendering.of(config, model).encoder()
+    loaded, encoder = model.load("fp32"), Rendering.of(config, model).encoder()
     rows = {row["sample_id"]: row for row in table.to_pylist()}
     for name in pool.parts:
         for row in pool.folder.read_table(name).to_pylist():
@@ -144,7 +144,7 @@ def test_several_actors_and_small_batches_give_the_same_scores(
 def test_a_model_that_overflows_stops_the_run_in_one_line(
     config: Config, pool: Pool, model: Model, tmp_path: Path
 ) -> None:
-    broken = model.load(DTYPES["fp32"])
+    broken = model.load("fp32")
     broken.get_input_embeddings().weight.data.fill_(float("inf"))
     broken.save_pretrained(tmp_path / "broken")
     model.load_tokenizer().save_pretrained(tmp_path / "broken")
@@ -185,7 +185,7 @@ def test_a_sample_that_kills_its_scorer_becomes_a_reject_and_the_others_are_scor
             for token in encoded.input_ids:
                 holders.setdefault(token, set()).add(row["sample_id"])
     token, killers = min(holders.items(), key=lambda item: (len(item[1]), item[0]))
-    loaded = model.load(DTYPES["fp32"])
+    loaded = model.load("fp32")
     folder = tmp_path / "lethal"
     loaded.save_pretrained(folder)
     model.load_tokenizer().save_pretrained(folder)

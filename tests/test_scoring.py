@@ -30,7 +30,7 @@ from instructdiff_ray.batching import Batch, token_batches
 from instructdiff_ray.config import ModelConfig, TemplateConfig
 from instructdiff_ray.demo.pool import prose
 from instructdiff_ray.head import own_head
-from instructdiff_ray.models import DTYPES, Model, find_model
+from instructdiff_ray.models import Model, find_model
 from instructdiff_ray.samples import Part
 from instructdiff_ray.scoring import SampleScorer, Statistics, fused, token_nll_and_entropy
 from instructdiff_ray.template import Encoded, Encoder
@@ -262,7 +262,7 @@ def encode(model: Model, template: str, samples: list[list[Part]]) -> list[Encod
 def assert_batches_score_as_the_definition(
     model: Model, template: str, samples: list[list[Part]]
 ) -> None:
-    loaded = model.load(DTYPES["fp32"])
+    loaded = model.load("fp32")
     encoded = encode(model, template, samples)
     scorer, own = SampleScorer(loaded), plain(loaded)
     for batch in token_batches([len(e.input_ids) for e in encoded], 700):
