@@ -27,13 +27,7 @@ from benchmarks.common import save
 from benchmarks.scoring import batched
 from instructdiff_ray import score as score_module
 from instructdiff_ray.blocks import as_lists
-from instructdiff_ray.config import (
-    ClusterConfig,
-    Config,
-    DataConfig,
-    ModelConfig,
-    ScoreResources,
-)
+from instructdiff_ray.config import Config, DataConfig, ModelConfig
 from instructdiff_ray.demo.model import train_model
 from instructdiff_ray.demo.pool import prose, write_pool
 from instructdiff_ray.ingest import ingest
@@ -41,6 +35,7 @@ from instructdiff_ray.models import Model, find_model
 from instructdiff_ray.pool import Pool, read_part
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.rendering import Rendering
+from instructdiff_ray.resources import ClusterConfig, ScoreResources
 from instructdiff_ray.score import ROWS_PER_BATCH, Tokenize, score_blocks
 from instructdiff_ray.scorer import PAYING_TOKENS, Scorer
 from instructdiff_ray.scoring import SampleScorer

@@ -20,17 +20,21 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.common import peak_mib, reset_peak, save
-from instructdiff_ray.config import SelectConfig
+from instructdiff_ray.config import SelectConfig, TemplateConfig
 from instructdiff_ray.ingest import RECEIPT, ROWS_PER_PART
+from instructdiff_ray.models import Model
 from instructdiff_ray.outputs import write_ranking
-from instructdiff_ray.pieces import PIECE, gather, write_pieces
+from instructdiff_ray.pieces import gather, piece_schema, write_pieces
 from instructdiff_ray.pool import Pool
-from instructdiff_ray.ranking import fate_counts, rank
+from instructdiff_ray.ranking import Criteria, fate_counts, rank
+from instructdiff_ray.rendering import LIKELIHOOD, Rendering
 from instructdiff_ray.score import ROWS_PER_BATCH, find_passes
 from instructdiff_ray.settle import Settling
 from instructdiff_ray.storage import Finished, Folder
+from instructdiff_ray.strategies import STRATEGIES
 
 ROLES = ("base", "calibrated")
+NOWHERE = Rendering(Model("", None, False, "", None), TemplateConfig(), 1, False)
 
 
 def ids(count: int, rng: np.random.Generator) -> pa.Array:
@@ -50,6 +54,7 @@ def receipts(rows: int) -> Iterator[pa.Table]:
             pa.array(["general"] * count),
             tokens,
             tokens // 2,
+            tokens // 2,
             pa.array([False] * count),
             pa.nulls(count, pa.string()),
             pa.array([f"{start:032x}"] * count),
@@ -66,7 +71,7 @@ def leave_pieces(pool: Pool, folder: Folder, seed: int) -> None:
             values = [pa.array(rng.normal(2, 0.5, some.num_rows)) for _ in range(2)]
             told = pa.nulls(some.num_rows, pa.string())
             columns = [some["sample_id"], some["response_tokens"], *values, told, told]
-            write_pieces(folder, pa.table(columns, schema=PIECE))
+            write_pieces(folder, pa.table(columns, schema=piece_schema(LIKELIHOOD)))
 
 
 def measure(rows: int) -> dict[str, Any]:
@@ -95,13 +100,14 @@ def measure(rows: int) -> dict[str, Any]:
         for seed, role in enumerate(ROLES):
             leave_pieces(pool, pieces[role], seed)
         with step("find"):
-            assert not find_passes(pool, pieces)
+            assert not find_passes(pool, NOWHERE, pieces)
         with step("gather"):
             for role in ROLES:
-                gather(pool, pieces[role], folder.sub(role))
+                gather(pool, pieces[role], LIKELIHOOD, folder.sub(role))
         scores = {role: Finished(folder.sub(role), {}) for role in ROLES}
         with step("select"):
-            ranking = rank(pool, scores, SelectConfig())
+            criteria = Criteria(STRATEGIES["instructdiff"], lambda _: SelectConfig())
+            ranking = rank(pool, scores, criteria)
         with step("write"):
             write_ranking(folder.sub("run"), ranking, set())
         assert sum(fate_counts(ranking).values()) >= rows

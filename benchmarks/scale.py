@@ -34,22 +34,17 @@ from ray.cluster_utils import Cluster
 from benchmarks.common import save
 from benchmarks.sleeper import Sleeper
 from instructdiff_ray import score as score_module
-from instructdiff_ray.config import (
-    ClusterConfig,
-    Config,
-    DataConfig,
-    ModelConfig,
-    ScoreResources,
-    SelectConfig,
-)
+from instructdiff_ray.config import Config, DataConfig, ModelConfig, SelectConfig
 from instructdiff_ray.demo.model import train_model
 from instructdiff_ray.demo.pool import prose
 from instructdiff_ray.ingest import ingest
 from instructdiff_ray.models import find_model
 from instructdiff_ray.progress import Progress
-from instructdiff_ray.ranking import fate_counts, rank
-from instructdiff_ray.score import ROWS_PER_BATCH, Work, score
+from instructdiff_ray.ranking import Criteria, fate_counts, rank
+from instructdiff_ray.resources import ClusterConfig, ScoreResources
+from instructdiff_ray.score import ROWS_PER_BATCH, Work, score, whole
 from instructdiff_ray.storage import Storage
+from instructdiff_ray.strategies import STRATEGIES
 
 ROWS_PER_FILE = 250_000
 # Of a sample: 2 operations × 7.6e9 weights × 300 tokens, at 65 % of 800e12 a second, twice.
@@ -140,7 +135,7 @@ def measure(rows: int, machines: int, gpus: int) -> dict[str, Any]:
         )
         storage = Storage(config.storage)
         model = find_model(ModelConfig(base=str(folder / "model")))
-        models = {"base": model, "calibrated": replace(model, identity="calibrated")}
+        forwards = whole(config, model, calibrated=replace(model, identity="calibrated"))
         memory = {}
         pool = ingest(config, model, storage, progress)
         memory["ingest"] = watch.peaks()
@@ -148,13 +143,14 @@ def measure(rows: int, machines: int, gpus: int) -> dict[str, Any]:
         cluster = simulate(machines, gpus)
         work = Work()
         with mock.patch.object(score_module, "Scorer", TimedSleeper):
-            scores = score(config, pool, models, storage, progress, work)
+            scores = score(config, pool, forwards, storage, progress, work)
         memory["score"] = watch.peaks()
         ray.shutdown()
         cluster.shutdown()
         assert work.samples == {"base": rows, "calibrated": rows}, work
         with progress.stage("select", "samples"):
-            assert sum(fate_counts(rank(pool, scores, SelectConfig())).values()) >= rows
+            criteria = Criteria(STRATEGIES["instructdiff"], lambda _: SelectConfig())
+            assert sum(fate_counts(rank(pool, scores, criteria)).values()) >= rows
         memory["select"] = watch.peaks()
     busy, waited = work.usage.busy_s, work.usage.waited_s
     return {

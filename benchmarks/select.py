@@ -19,11 +19,15 @@ import pyarrow as pa
 from benchmarks.common import peak_mib, reset_peak, save
 from instructdiff_ray.buckets import BUCKETS
 from instructdiff_ray.config import SelectConfig
-from instructdiff_ray.pieces import PIECE
+from instructdiff_ray.pieces import piece_schema
 from instructdiff_ray.pool import INDEX, Pool
-from instructdiff_ray.ranking import fate_counts, rank
+from instructdiff_ray.ranking import Criteria, fate_counts, rank
+from instructdiff_ray.rendering import LIKELIHOOD
 from instructdiff_ray.storage import Finished, Folder
+from instructdiff_ray.strategies import STRATEGIES
 
+PIECE = piece_schema(LIKELIHOOD)
+CRITERIA = Criteria(STRATEGIES["instructdiff"], lambda _: SelectConfig())
 DOMAINS = ["code", "general", "math", "medical"]
 
 
@@ -46,7 +50,7 @@ def write_scores(folder: Folder, rows: int) -> None:
                 rng.integers(0, len(DOMAINS), each, np.int32), DOMAINS
             )
             tokens = pa.array(rng.integers(20, 500, each, np.int32))
-            index(pa.table([ids, domain, tokens, tokens], schema=INDEX))
+            index(pa.table([ids, domain, tokens, tokens, tokens], schema=INDEX))
             for write in (base, calibrated):
                 values = [pa.array(rng.normal(2, 0.5, each)) for _ in range(2)]
                 write(pa.table([ids, tokens, *values, told, told], schema=PIECE))
@@ -66,7 +70,7 @@ def measure(rows: int) -> dict[str, float]:
         scores = {role: Finished(folder.sub(role), {}) for role in ("base", "calibrated")}
         reset_peak()
         idle, began = peak_mib(), time.monotonic()
-        selected = fate_counts(rank(pool, scores, SelectConfig()))["selected"]
+        selected = fate_counts(rank(pool, scores, CRITERIA))["selected"]
         seconds = time.monotonic() - began
     result = {"rows": count, "selected": selected, "seconds": round(seconds, 1)}
     return result | {"peak_mib": round(peak_mib() - idle)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -22,8 +22,10 @@ class Sleeper:
 
     sleep_s = 0.0
 
-    def __init__(self, models: Mapping[str, Model], watch: ActorHandle, **_: Any) -> None:
-        self.roles = list(models)
+    def __init__(
+        self, models: Mapping[str, Model], measures: Sequence[str], watch: ActorHandle, **_: Any
+    ) -> None:
+        self.roles, self.measures = list(models), measures
         self.watched = Watched(watch)
         self.free_since: float | None = None
         self.random = np.random.default_rng()
@@ -36,7 +38,7 @@ class Sleeper:
         usage = Usage(waited_s=began - (self.free_since or began))
         time.sleep(self.sleep_s * block.num_rows)
         values = {role: self.random.normal(2, 0.5, (2, block.num_rows)) for role in self.roles}
-        scores = scores_table(block, values, {role: set() for role in self.roles})
+        scores = scores_table(block, self.measures, values, {role: set() for role in self.roles})
         self.free_since = time.monotonic()
         usage.busy_s = self.free_since - began
         self.watched.end(name, scored=True)

@@ -15,9 +15,9 @@ def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
 
     Longest first, so that memory peaks in the first batch, and little is padding where a model
     needs padding. Each position comes exactly once; one sample longer than the budget is a batch of
-    its own.
+    its own, and one of no tokens in none.
     """
-    order = sorted(range(len(lengths)), key=lambda position: -lengths[position])
+    order = sorted(np.flatnonzero(lengths).tolist(), key=lambda position: -lengths[position])
     batch: list[int] = []
     for position in order:
         if batch and (len(batch) + 1) * lengths[batch[0]] > budget:

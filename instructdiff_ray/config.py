@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from instructdiff_ray.errors import UserError
+from instructdiff_ray.errors import UserError, require
+from instructdiff_ray.resources import ClusterConfig
+from instructdiff_ray.strategies import STRATEGIES
 
-
-def _require(ok: bool, line: str) -> None:
-    # A NaN fails every comparison, so it can't slip through a range check.
-    if not ok:
-        raise UserError(line)
+# What can't differ between the domains of one pool.
+ALL_DOMAINS_CALIBRATE = ("max_length", "per_domain")
+ALL_DOMAINS_SELECT = ("filter",)
 
 
 @dataclass
@@ -42,26 +42,24 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         known = ("json", "jsonl", "parquet", "csv")
-        _require(
+        require(
             self.format is None or self.format in known,
             f"data.format={self.format} is not known; use one of {', '.join(known)}",
         )
-        _require(
+        require(
             self.over_long in ("reject", "truncate"),
             f"data.over_long={self.over_long} is not known; use reject or truncate",
         )
-        _require(self.limit is None or self.limit > 0, f"data.limit={self.limit} must be 1 or more")
-        _require(
+        require(self.limit is None or self.limit > 0, f"data.limit={self.limit} must be 1 or more")
+        require(
             0 <= self.max_reject_ratio <= 1,
             f"data.max_reject_ratio={self.max_reject_ratio} must be in [0, 1]",
         )
         if self.columns is not None:
             names = ("instruction", "input", "response", "messages")
             for name in self.columns:
-                _require(
-                    name in names, f"data.columns.{name} is not known; name {', '.join(names)}"
-                )
-            _require(
+                require(name in names, f"data.columns.{name} is not known; name {', '.join(names)}")
+            require(
                 set(self.columns) == {"messages"}
                 or {"instruction", "response"} <= set(self.columns) <= set(names[:3]),
                 "data.columns must name `instruction` and `response`, or `messages` alone",
@@ -94,24 +92,26 @@ class TemplateConfig:
 
     prompt: what stands before the response, with `{instruction}`; used without an input.
     prompt_with_input: the same with `{instruction}` and `{input}`.
+    response_prompt: what stands before a response that is scored without its prompt.
     chat: use the tokenizer's own chat template instead of the two prompts.
     """
 
     name: str = "direct"
     prompt: str = "{instruction}\n"
     prompt_with_input: str = "{instruction}\n{input}\n"
+    response_prompt: str = ""
     chat: bool = False
 
     def __post_init__(self) -> None:
         if self.chat:
             return
-        for name, fields in (
+        for name, names in (
             ("prompt", {"instruction"}),
             ("prompt_with_input", {"instruction", "input"}),
         ):
             text = getattr(self, name)
             # Marks without braces: a doubled `{{instruction}}` is text, not the field.
-            marks = {field: f"\0{field}\0" for field in sorted(fields)}
+            marks = {field: f"\0{field}\0" for field in sorted(names)}
             try:
                 rendered = text.format(**marks)
             except (LookupError, ValueError, AttributeError, TypeError) as error:
@@ -120,7 +120,7 @@ class TemplateConfig:
                     " is text"
                 ) from None
             for mark_name, mark in marks.items():
-                _require(mark in rendered, f"template.{name} must contain {{{mark_name}}}")
+                require(mark in rendered, f"template.{name} must contain {{{mark_name}}}")
 
 
 @dataclass
@@ -144,25 +144,23 @@ class CalibrateConfig:
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        _require(0 < self.ratio <= 1, f"calibrate.ratio={self.ratio} must be in (0, 1]")
+        require(0 < self.ratio <= 1, f"calibrate.ratio={self.ratio} must be in (0, 1]")
         for name in ("epochs", "global_batch_size"):
-            _require(
-                getattr(self, name) >= 1, f"calibrate.{name}={getattr(self, name)} must be ≥ 1"
-            )
-        _require(self.max_length >= 2, f"calibrate.max_length={self.max_length} must be ≥ 2")
-        _require(
+            require(getattr(self, name) >= 1, f"calibrate.{name}={getattr(self, name)} must be ≥ 1")
+        require(self.max_length >= 2, f"calibrate.max_length={self.max_length} must be ≥ 2")
+        require(
             0 < self.learning_rate < math.inf,
             f"calibrate.learning_rate={self.learning_rate} must be above 0",
         )
-        _require(
+        require(
             0 <= self.weight_decay < math.inf,
             f"calibrate.weight_decay={self.weight_decay} must be 0 or more",
         )
-        _require(
+        require(
             0 <= self.warmup_steps_ratio < 1,
             f"calibrate.warmup_steps_ratio={self.warmup_steps_ratio} must be in [0, 1)",
         )
-        _require(
+        require(
             0 < self.max_grad_norm < math.inf,
             f"calibrate.max_grad_norm={self.max_grad_norm} must be above 0",
         )
@@ -173,114 +171,66 @@ class SelectConfig:
     """How the pool is filtered and ranked.
 
     ratio: β, share of the pool that is selected.
-    reject_ratio: γ, share of the pool that is cut at each end of ΔNLL.
+    reject_ratio: γ, share of the pool that is cut at each end of ΔNLL; 0 switches the filter off.
+    budget: what the ratio is a share of: `samples` (the paper), or response `tokens` (its authors'
+        code), where the samples that are first in rank are taken until they hold that many.
+    min_samples, max_samples: of each domain, whatever the ratio says.
+    entropy: which end of ΔH, of what the filter leaves: lowest (the method), middle or highest.
+    filter: what is cut at both ends: `nll` (ΔNLL, the method) or `ppl` (ΔPPL).
+    exclude_warmup: select no sample that the first calibrated model was trained on.
+    exclude_mismatched: select no sample whose response is no likelier with its prompt than without
+        (IFD ≥ 1); costs one more pass of the base model.
     """
 
     ratio: float = 0.1
     reject_ratio: float = 0.1
+    budget: str = "samples"
+    min_samples: int | None = None
+    max_samples: int | None = None
+    entropy: str = "lowest"
+    filter: str = "nll"
+    exclude_warmup: bool = False
+    exclude_mismatched: bool = False
 
     def __post_init__(self) -> None:
-        _require(0 < self.ratio <= 1, f"select.ratio={self.ratio} must be in (0, 1]")
-        _require(
+        require(0 < self.ratio <= 1, f"select.ratio={self.ratio} must be in (0, 1]")
+        require(
             0 <= self.reject_ratio < 0.5,
             f"select.reject_ratio={self.reject_ratio} must be in [0, 0.5)",
         )
         room = 1 - 2 * self.reject_ratio
-        _require(
+        require(
             # 1 − 2γ is rounded: γ = 0.45 with β = 0.1 is exact on paper and must pass.
             self.ratio <= room or math.isclose(self.ratio, room),
             f"select.ratio={self.ratio} is more than select.reject_ratio={self.reject_ratio} leaves"
             f" ({room:g} of the pool); lower one of them",
         )
-
-
-@dataclass
-class TrainResources:
-    """Ray Train workers.
-
-    workers: processes, each with `gpus_per_worker` GPUs (0 trains on CPU).
-    tokens_per_device: tokens in one forward and backward pass; the accumulation steps follow.
-    fsdp: shard model and optimizer over the workers; None does when they don't fit one device.
-    checkpoint_minutes: time between two checkpoints, and so what a crash may cost.
-    """
-
-    workers: int = 1
-    gpus_per_worker: float = 0
-    tokens_per_device: int = 8192
-    fsdp: bool | None = None
-    checkpoint_minutes: float = 10
-
-    def __post_init__(self) -> None:
-        _require(self.workers >= 1, f"cluster.train.workers={self.workers} must be ≥ 1")
-        _require(
-            self.gpus_per_worker in (0, 1),
-            f"cluster.train.gpus_per_worker={self.gpus_per_worker} must be 0 or 1;"
-            " raise cluster.train.workers for more GPUs",
-        )
-        _require(
-            self.tokens_per_device >= 1,
-            f"cluster.train.tokens_per_device={self.tokens_per_device} must be ≥ 1",
-        )
-        _require(
-            self.checkpoint_minutes >= 0,
-            f"cluster.train.checkpoint_minutes={self.checkpoint_minutes} must be 0 or more",
-        )
-        _require(
-            not (self.fsdp and self.workers == 1),
-            "cluster.train.fsdp=true needs cluster.train.workers of 2 or more",
+        for name, known in (
+            ("budget", ("samples", "tokens")),
+            ("entropy", ("lowest", "middle", "highest")),
+            ("filter", ("nll", "ppl")),
+        ):
+            value = getattr(self, name)
+            require(value in known, f"select.{name}={value} is not known; use {' or '.join(known)}")
+        low, high = self.min_samples, self.max_samples
+        require(low is None or low >= 1, f"select.min_samples={low} must be 1 or more")
+        require(high is None or high >= 1, f"select.max_samples={high} must be 1 or more")
+        require(
+            low is None or high is None or low <= high,
+            f"select.min_samples={low} is more than select.max_samples={high}",
         )
 
 
 @dataclass
-class ScoreResources:
-    """Ray Data scoring actors: as many as the cluster holds between the two bounds.
+class BaselineConfig:
+    """What some strategies need besides the pool and the base model.
 
-    gpus_per_actor: a fraction lets actors share a GPU; 0 scores on CPU.
-    tokens_per_batch: of one forward pass at most; None: as many as the device's memory holds and
-        make it faster.
+    small_model: scores for `superfiltering`; its authors take GPT-2.
+    rating_models: rate for `selectit`, weighted by their size; none: the base model alone.
     """
 
-    min_actors: int = 1
-    max_actors: int = 1
-    gpus_per_actor: float = 0
-    tokens_per_batch: int | None = None
-
-    def __post_init__(self) -> None:
-        _require(
-            1 <= self.min_actors <= self.max_actors,
-            f"cluster.score.min_actors={self.min_actors} must be between 1 and"
-            f" cluster.score.max_actors={self.max_actors}",
-        )
-        _require(
-            0 <= self.gpus_per_actor <= 1,
-            f"cluster.score.gpus_per_actor={self.gpus_per_actor} must be 0, a fraction of one GPU,"
-            " or 1: an actor's models are on one GPU",
-        )
-        _require(
-            self.tokens_per_batch is None or self.tokens_per_batch >= 1,
-            f"cluster.score.tokens_per_batch={self.tokens_per_batch} must be ≥ 1",
-        )
-
-
-@dataclass
-class ClusterConfig:
-    """Where the work runs.
-
-    address: a running Ray cluster; None joins RAY_ADDRESS, or starts Ray on this machine.
-    precision: fp32 | bf16, of the models' matrix products; softmax and entropy are always fp32.
-    """
-
-    name: str = "local"
-    address: str | None = None
-    precision: str = "fp32"
-    train: TrainResources = field(default_factory=TrainResources)
-    score: ScoreResources = field(default_factory=ScoreResources)
-
-    def __post_init__(self) -> None:
-        _require(
-            self.precision in ("fp32", "bf16"),
-            f"cluster.precision={self.precision} is not known; use fp32 or bf16",
-        )
+    small_model: str = "openai-community/gpt2"
+    rating_models: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -288,6 +238,9 @@ class Config:
     """Everything one run needs.
 
     domain: name of the domain whose hyper-parameters are in force; labels rows without their own.
+    domains: by name, what a domain of a mixed pool has of its own: `calibrate` and `select`, each
+        with some settings of CalibrateConfig or SelectConfig.
+    strategy: what ranks the pool: `instructdiff`, or a baseline (strategies.py names them).
     rounds: K of Algorithm 1.
     storage: root of all artifacts, shared by runs; local path or URI.
     run_dir: where this run's outputs go; None makes `storage/runs/<time>`.
@@ -295,10 +248,13 @@ class Config:
 
     data: DataConfig = field(default_factory=DataConfig)
     domain: str = "general"
+    domains: dict[str, Any] = field(default_factory=dict)
     model: ModelConfig = field(default_factory=ModelConfig)
     template: TemplateConfig = field(default_factory=TemplateConfig)
     calibrate: CalibrateConfig = field(default_factory=CalibrateConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
+    strategy: str = "instructdiff"
+    baseline: BaselineConfig = field(default_factory=BaselineConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     rounds: int = 1
     storage: str = "outputs"
@@ -306,11 +262,57 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.rounds >= 1, f"rounds={self.rounds} must be ≥ 1")
-        _require(bool(self.domain.strip()), "domain must be a name")
+        require(
+            self.strategy in STRATEGIES,
+            f"strategy={self.strategy} is not known; use one of {', '.join(STRATEGIES)}",
+        )
+        require(
+            self.rounds == 1 or STRATEGIES[self.strategy].calibrates,
+            f"rounds={self.rounds} makes no sense with strategy={self.strategy}, which calibrates"
+            " no model; use rounds=1",
+        )
+        require(self.rounds >= 1, f"rounds={self.rounds} must be ≥ 1")
+        require(bool(self.domain.strip()), "domain must be a name")
         workers, batch = self.cluster.train.workers, self.calibrate.global_batch_size
-        _require(
+        require(
             batch % workers == 0,
             f"calibrate.global_batch_size={batch} can't be split over"
             f" cluster.train.workers={workers}; make it a multiple",
         )
+        for name, own in self.domains.items():
+            self._check_domain(name, own)
+        require(
+            STRATEGIES[self.strategy].value is not None
+            or not (self.excludes("warmup") or self.excludes("mismatched")),
+            f"strategy={self.strategy} goes by the whole set and can exclude no sample from it;"
+            " leave out select.exclude_warmup and select.exclude_mismatched",
+        )
+
+    def select_of(self, domain: str) -> SelectConfig:
+        """How this domain is filtered and ranked."""
+        return replace(self.select, **self.domains.get(domain, {}).get("select", {}))
+
+    def excludes(self, what: str) -> bool:
+        """Whether samples of any domain are excluded for being `warmup` or `mismatched`."""
+        configs = [self.select, *(self.select_of(name) for name in self.domains)]
+        return any(getattr(config, f"exclude_{what}") for config in configs)
+
+    def calibrate_of(self, domain: str) -> CalibrateConfig:
+        """How this domain's own model is calibrated, and the share of the warm-up subset in it."""
+        return replace(self.calibrate, **self.domains.get(domain, {}).get("calibrate", {}))
+
+    def _check_domain(self, name: str, own: Any) -> None:
+        where = f"domains.{name}"
+        require(
+            isinstance(own, dict) and set(own) <= {"calibrate", "select"},
+            f"{where} may hold `calibrate` and `select`",
+        )
+        for part, common in (("calibrate", ALL_DOMAINS_CALIBRATE), ("select", ALL_DOMAINS_SELECT)):
+            known = {f.name for f in fields(getattr(self, part))}
+            for key in own.get(part, {}):
+                require(key in known, f"{where}.{part}.{key} is not a setting")
+                require(key not in common, f"{part}.{key} is one for all domains, set it there")
+        try:
+            self.select_of(name), self.calibrate_of(name)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from instructdiff_ray.progress import duration
+from instructdiff_ray.report import LABELS
 from instructdiff_ray.storage import Folder, join
 
 POINTS = ("p05", "p25", "p50", "p75", "p95")
@@ -13,26 +14,33 @@ POINTS = ("p05", "p25", "p50", "p75", "p95")
 
 def result_table(summary: Mapping[str, Any], folder: Folder) -> str:
     """Counts, quantiles by domain, time and speed, and where the outputs are."""
-    blocks = [_counts(summary["counts"]), _domains(summary["domains"]), _cost(summary)]
+    blocks = [_counts(summary), _domains(summary["domains"]), _cost(summary)]
     names = ("selected.jsonl", "ranking.parquet", "rejects.jsonl", "report/index.html")
     paths = "\n".join(f"  {join(folder.path, name)}" for name in (*names, "summary.json"))
-    return "\n" + "\n\n".join(
-        [*blocks, f"calibrated model\n  {summary['calibrated_model']}", paths]
-    )
+    if model := summary["calibrated_model"]:
+        blocks.append(f"calibrated model\n  {model}")
+    return "\n" + "\n\n".join([*blocks, paths])
 
 
-def _counts(counts: Mapping[str, Any]) -> str:
+def _counts(summary: Mapping[str, Any]) -> str:
+    counts, strategy = summary["counts"], summary["strategy"]
+    calibrated = bool(summary["calibrated_model"])
     rejected = counts["rejected"]
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in rejected.items())
     rows = [
         ("read", counts["read"], ""),
         ("rejected", sum(rejected.values()), reasons),
-        ("pool", counts["pool"], f"warm-up {counts['warmup']:,}"),
-        ("below band", counts["below_band"], "NLL fell most"),
-        ("above band", counts["above_band"], "NLL rose most or fell least"),
-        ("in band", counts["in_band"], "learnable"),
-        ("selected", counts["selected"], "lowest ΔH in the band"),
+        ("pool", counts["pool"], f"warm-up {counts['warmup']:,}" if calibrated else ""),
     ]
+    if calibrated:
+        rows += [
+            ("below band", counts["below_band"], "NLL fell most"),
+            ("above band", counts["above_band"], "NLL rose most or fell least"),
+            ("in band", counts["in_band"], "learnable"),
+        ]
+    if "excluded" in counts:
+        rows.append(("excluded", counts["excluded"], "never to be selected"))
+    rows.append(("selected", counts["selected"], f"by strategy {strategy}"))
     return "\n".join(f"{name:<12}{count:>12,}  {note}".rstrip() for name, count, note in rows)
 
 
@@ -41,9 +49,10 @@ def _domains(domains: Mapping[str, Mapping[str, Any]]) -> str:
     head = "".join(f"{int(point[1:]):>7} %" for point in POINTS)
     lines = [f"{'domain':<{width}}{'pool':>10}{'selected':>10}    quantiles{head}"]
     for name, domain in domains.items():
-        for label, column in (("ΔNLL", "delta_nll"), ("ΔH", "delta_entropy")):
+        measures = [(label, column) for column, label in LABELS.items() if column in domain]
+        for label, column in measures:
             values = "".join(f"{domain[column][point]:>9.3f}" for point in POINTS)
-            first = label == "ΔNLL"
+            first = (label, column) == measures[0]
             counts = f"{domain['pool']:>10,}{domain['selected']:>10,}" if first else " " * 20
             lines.append(f"{name if first else '':<{width}}{counts}    {label:<9}{values}")
     return "\n".join(lines)

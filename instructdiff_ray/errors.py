@@ -39,6 +39,13 @@ class DamagedFile(UserError):
     """A file of storage that is not what was written; it has been deleted."""
 
 
+def require(ok: bool, line: str) -> None:
+    """Raises UserError with this line where something is not so. NaN fails every comparison, so it
+    can't slip through the check of a range."""
+    if not ok:
+        raise UserError(line)
+
+
 def user_error_in(error: BaseException) -> UserError | None:
     """The UserError that `error` tells of, or None where it is a bug.
 

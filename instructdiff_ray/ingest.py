@@ -31,7 +31,7 @@ from instructdiff_ray.sources import SourceFile, find_files, read_rows
 from instructdiff_ray.storage import Artifact, Folder, Storage, make_key
 from instructdiff_ray.template import Encoded
 
-VERSION = 2  # of what this stage computes; raise it when the same input gives another pool
+VERSION = 3  # of what this stage computes; raise it when the same input gives another pool
 ROWS_PER_PART = 4096
 READ_CHUNK_ROWS = 1024
 # To start a reader costs as much as to read this.
@@ -158,15 +158,18 @@ class ParseRows:
         rows = raw.to_pylist()
         parsed = [self._parse(row) for row in rows]
         samples = [result[0] for result in parsed if not isinstance(result, Reject)]
-        encoded = iter(self.rendering.encoder().encode(samples))
+        encoder = self.rendering.encoder()
+        encoded = iter(encoder.encode(samples))
+        asked = iter(encoder.instruction_tokens(samples))
         pool, rejects, receipt = [], [], []
         for row, result in zip(rows, parsed, strict=True):
             tokens = result if isinstance(result, Reject) else next(encoded)
+            instruction_tokens = 0 if isinstance(result, Reject) else next(asked)
             if isinstance(tokens, Reject):
                 rejects.append(reject_row(row, tokens))
                 receipt.append({"reason": tokens.reason})
             elif not isinstance(result, Reject):
-                pool.append(_sample(row, *result, tokens))
+                pool.append(_sample(row, *result, tokens, instruction_tokens))
                 receipt.append({name: pool[-1][name] for name in RECEIPT_COLUMNS})
         return self._write(raw, pool, rejects, receipt)
 
@@ -194,7 +197,14 @@ class ParseRows:
         return pa.Table.from_pylist(receipt, RECEIPT.append(pa.field("bytes", pa.int64())))
 
 
-RECEIPT_COLUMNS = ("sample_id", "domain", "tokens", "response_tokens", "truncated")
+RECEIPT_COLUMNS = (
+    "sample_id",
+    "domain",
+    "tokens",
+    "response_tokens",
+    "instruction_tokens",
+    "truncated",
+)
 RECEIPT = pa.schema(
     [POOL.field(name) for name in RECEIPT_COLUMNS]
     + [REJECTS.field("reason"), pa.field("block", pa.string())]
@@ -202,7 +212,11 @@ RECEIPT = pa.schema(
 
 
 def _sample(
-    row: dict[str, Any], parts: list[Part], domain: str, encoded: Encoded
+    row: dict[str, Any],
+    parts: list[Part],
+    domain: str,
+    encoded: Encoded,
+    instruction_tokens: int,
 ) -> dict[str, Any]:
     return {
         "sample_id": sample_id(parts),
@@ -210,6 +224,7 @@ def _sample(
         "parts": [part._asdict() for part in parts],
         "tokens": len(encoded.input_ids),
         "response_tokens": sum(encoded.response),
+        "instruction_tokens": instruction_tokens,
         "truncated": encoded.truncated,
         "source": row["text"],
         "file": row["file"],

@@ -59,6 +59,17 @@ class Model:
             f"{self.path} was damaged and is deleted; the same command trains it anew"
         )
 
+    def parameters(self) -> int:
+        """How many it has, from its configuration alone."""
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        place, trust = local_copy(self.path), self.trust_remote_code
+        config = AutoConfig.from_pretrained(place, revision=self.revision, trust_remote_code=trust)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+        return int(model.num_parameters())
+
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         from transformers import AutoTokenizer
 
@@ -93,11 +104,18 @@ class Model:
         return model if device is None else model.to(device)
 
 
-def find_model(config: ModelConfig) -> Model:
-    """Find and check the model that the configuration names.
+def find_model(config: ModelConfig, setting: str = "model.base") -> Model:
+    """Find and check the model that the configuration names; `setting` is where it does.
 
     Raises UserError in one line where it is missing, has no weights or no tokenizer.
     """
+    try:
+        return _find(config)
+    except UserError as error:
+        raise UserError(str(error).replace("model.base", setting)) from None
+
+
+def _find(config: ModelConfig) -> Model:
     path = config.base
     if not path:
         raise UserError(

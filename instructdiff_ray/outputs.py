@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from instructdiff_ray.pool import REJECTS, pool_rows
-from instructdiff_ray.ranking import RANKING, Ranking, selected_ids
-from instructdiff_ray.report import Example, render_report
+from instructdiff_ray.ranking import Ranking, selected_ids
+from instructdiff_ray.report import LABELS, Example, render_report
 from instructdiff_ray.samples import Reject
 from instructdiff_ray.select import ABOVE, BELOW, NOT_TOP, SELECTED
 from instructdiff_ray.settle import reject_row
@@ -25,13 +25,6 @@ from instructdiff_ray.storage import Folder, open_filesystem
 
 SUMMARY = "summary.json"
 EXAMPLES_EACH = 4
-# Heading of the examples in the report → fate, column to sort by, order.
-EXAMPLES = {
-    "Selected: lowest ΔH in the band": (SELECTED, "delta_entropy", "ascending"),
-    "Left in the band: highest ΔH": (NOT_TOP, "delta_entropy", "descending"),
-    "Below the band: lowest ΔNLL": (BELOW, "delta_nll", "ascending"),
-    "Above the band: highest ΔNLL": (ABOVE, "delta_nll", "descending"),
-}
 
 
 @dataclass(frozen=True)
@@ -47,11 +40,14 @@ def write_outputs(folder: Folder, outcome: Outcome) -> None:
     """Write all files of one round into `folder` but the summary, which makes them complete."""
     folder.delete(SUMMARY)
     ranking = outcome.ranking
-    picks = _examples(ranking.table)
+    picks = _examples(ranking)
     rows = write_ranking(folder, ranking, {row for rows in picks.values() for row in rows})
     parts = _write_selected(folder, ranking, {row["sample_id"] for row in rows.values()})
     examples = {
-        heading: [_example(rows[place], parts[rows[place]["sample_id"]]) for place in places]
+        heading: [
+            _example(rows[place], ranking.criteria.measures, parts[rows[place]["sample_id"]])
+            for place in places
+        ]
         for heading, places in picks.items()
     }
     _write_rejects(folder, ranking)
@@ -88,7 +84,7 @@ def _copy(source: Folder, target: Folder, name: str) -> None:
 def write_ranking(folder: Folder, ranking: Ranking, wanted: set[int]) -> dict[int, dict[str, Any]]:
     """Write `ranking.parquet`; gives the rows whose places in it are wanted."""
     found, start = {}, 0
-    with folder.open_table("ranking.parquet", RANKING) as write:
+    with folder.open_table("ranking.parquet", ranking.schema) as write:
         for rows in ranking.rows():
             write(rows)
             for place in wanted:
@@ -138,11 +134,25 @@ def _json_line(row: dict[str, Any]) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
-def _examples(table: pa.Table) -> dict[str, list[int]]:
+def _headings(ranking: Ranking) -> dict[str, tuple[str, str, str]]:
+    """Heading of the examples in the report → fate, column to sort by, order."""
+    if not ranking.criteria.strategy.calibrates:
+        highest = ranking.criteria.strategy.end == "highest"
+        first, last = ("descending", "ascending") if highest else ("ascending", "descending")
+        return {"Selected": (SELECTED, "value", first), "Not selected": (NOT_TOP, "value", last)}
+    return {
+        "Selected: lowest ΔH in the band": (SELECTED, "delta_entropy", "ascending"),
+        "Left in the band: highest ΔH": (NOT_TOP, "delta_entropy", "descending"),
+        "Below the band: lowest ΔNLL": (BELOW, "delta_nll", "ascending"),
+        "Above the band: highest ΔNLL": (ABOVE, "delta_nll", "descending"),
+    }
+
+
+def _examples(ranking: Ranking) -> dict[str, list[int]]:
     """Places in the ranking of the rows to show under each heading."""
-    table = table.append_column("place", pa.array(np.arange(table.num_rows)))
+    table = ranking.table.append_column("place", pa.array(np.arange(ranking.table.num_rows)))
     picks = {}
-    for heading, (fate, column, order) in EXAMPLES.items():
+    for heading, (fate, column, order) in _headings(ranking).items():
         rows = table.filter(pc.equal(table["fate"], fate)).select([column, "place"])
         keys = [(column, order), ("place", "ascending")]
         first = pc.select_k_unstable(rows, EXAMPLES_EACH, sort_keys=keys)
@@ -150,13 +160,12 @@ def _examples(table: pa.Table) -> dict[str, list[int]]:
     return {heading: places for heading, places in picks.items() if places}
 
 
-def _example(row: dict[str, Any], parts: list[dict[str, str]]) -> Example:
+def _example(row: dict[str, Any], measures: Sequence[str], parts: list[dict[str, str]]) -> Example:
     return Example(
         sample_id=row["sample_id"],
         domain=row["domain"],
         fate=row["fate"],
-        delta_nll=row["delta_nll"],
-        delta_entropy=row["delta_entropy"],
+        measures={label: row[name] for name, label in LABELS.items() if name in measures},
         prompt=_text(part["text"] for part in parts[:-1]),
         response=parts[-1]["text"],
     )

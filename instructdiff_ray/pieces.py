@@ -8,7 +8,7 @@ again when scores are next computed.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -21,23 +21,22 @@ from instructdiff_ray.errors import DamagedFile
 from instructdiff_ray.pool import Pool
 from instructdiff_ray.storage import Folder
 
-# nll and entropy are null, and reason and detail are not, where a sample could not be scored.
-PIECE = pa.schema(
-    [
-        ("sample_id", pa.string()),
-        ("response_tokens", pa.int32()),
-        ("nll", pa.float64()),
-        ("entropy", pa.float64()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-    ]
-)
+
+def piece_schema(measures: Sequence[str]) -> pa.Schema:
+    """The measures are null, and reason and detail are not, where a sample could not be scored."""
+    return pa.schema(
+        [("sample_id", pa.string()), ("response_tokens", pa.int32())]
+        + [(measure, pa.float64()) for measure in measures]
+        + [("reason", pa.string()), ("detail", pa.string())]
+    )
+
+
 SCORES = "scores.parquet"
 READ_AHEAD = 32
 
 
 def write_pieces(folder: Folder, scores: pa.Table) -> None:
-    """Write rows of PIECE: one piece of those that were scored, one of those that were not."""
+    """Write scores: one piece of those that were scored, one of those that were not."""
     scored = pc.is_null(scores["reason"])
     for kind, rows in (
         ("piece", scores.filter(scored)),
@@ -47,16 +46,16 @@ def write_pieces(folder: Folder, scores: pa.Table) -> None:
             folder.write_table(f"{kind}-{uuid.uuid4().hex}.parquet", rows)
 
 
-def read_pieces(folder: Folder) -> Buckets:
+def read_pieces(folder: Folder, schema: pa.Schema) -> Buckets:
     """All rows of all pieces. A damaged piece is deleted, and its rows are missing."""
-    buckets = Buckets(PIECE)
+    buckets = Buckets(schema)
     names = iter(sorted(name for name in folder.sizes() if name.endswith(".parquet")))
 
     def read(name: str) -> pa.Table:
         try:
             return folder.read_table(name)
         except (DamagedFile, FileNotFoundError):  # the other run that noticed it has deleted it
-            return PIECE.empty_table()
+            return schema.empty_table()
 
     # Thousands of small files: in an object store each is a wait of its own.
     with ThreadPoolExecutor(READ_AHEAD) as threads:
@@ -77,16 +76,17 @@ def aligned(pool: Pool, *others: Buckets) -> Iterator[tuple[pa.Table, ...]]:
     assert group is None, "the index is not in the order of buckets"
 
 
-def gather(pool: Pool, pieces: Folder, target: Folder) -> None:
-    """Write `scores.parquet`: one row of PIECE for each sample of the pool, in the index's order.
+def gather(pool: Pool, pieces: Folder, measures: Sequence[str], target: Folder) -> None:
+    """Write `scores.parquet`: one row for each sample of the pool, in the index's order.
 
     Two runs at once may both have scored a sample: any of its rows is right, the least is taken, so
     that the choice does not depend on file names.
     """
-    with read_pieces(pieces) as found, target.open_table(SCORES, PIECE) as write:
+    schema = piece_schema(measures)
+    with read_pieces(pieces, schema) as found, target.open_table(SCORES, schema) as write:
         for index, rows in aligned(pool, found):
             ids, wanted = id_array(rows), id_array(index)
-            order = np.lexsort((rows["entropy"].to_numpy(), rows["nll"].to_numpy(), ids))
+            order = np.lexsort((*(rows[name].to_numpy() for name in reversed(measures)), ids))
             unique, first = np.unique(ids[order], return_index=True)
             places = np.searchsorted(unique, wanted)
             found_all = (

@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+import numpy as np
 import yaml
 
 from instructdiff_ray.calibrate import calibrate, calibrated_model, model_artifact
+from instructdiff_ray.compression import order_by_compression
 from instructdiff_ray.config import Config
 from instructdiff_ray.console import result_table
 from instructdiff_ray.demo.artifacts import DEMO, demo_model, demo_pool
@@ -28,6 +30,7 @@ from instructdiff_ray.outputs import (
 from instructdiff_ray.pool import Pool, check_rejects, open_pool
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.ranking import (
+    Criteria,
     Ranking,
     by_domain,
     fate_counts,
@@ -36,10 +39,12 @@ from instructdiff_ray.ranking import (
     selected_ids,
 )
 from instructdiff_ray.rendering import Rendering
+from instructdiff_ray.roles import find_other_models, needed_forwards
 from instructdiff_ray.sampling import floor_share, sample_warmup
-from instructdiff_ray.score import Work, finished_scores, score, scores_keys
+from instructdiff_ray.score import Forward, Work, finished_scores, score, scores_keys
 from instructdiff_ray.sources import find_files
 from instructdiff_ray.storage import Finished, Folder, Storage, absolute
+from instructdiff_ray.strategies import STRATEGIES
 
 
 def run_name() -> str:
@@ -74,6 +79,8 @@ class Run:
         base = None if config.model.base == DEMO else find_model(config.model)
         self.config = self._with_demo(config)
         self.base = base or find_model(self.config.model)
+        self.strategy = STRATEGIES[config.strategy]
+        self.others = find_other_models(self.config, self.base)
         self.work = Work()
         self.summary: dict[str, Any] = {}
         rendering = Rendering.of(self.config, self.base)
@@ -106,18 +113,18 @@ class Run:
         finished = artifact.require("the calibrated model", "run jobs/calibrate.py first")
         return calibrated_model(self.base, finished, artifact.key)
 
-    def score(self, pool: Pool, calibrated: Model) -> dict[str, Finished]:
-        models = {"base": self.base, "calibrated": calibrated}
-        return score(self.config, pool, models, self.storage, self.progress, self.work)
+    def score(self, pool: Pool, calibrated: Model | None = None) -> dict[str, Finished]:
+        """All scores that the strategy needs, by role; a baseline has no calibrated model."""
+        forwards = self._forwards(calibrated)
+        return score(self.config, pool, forwards, self.storage, self.progress, self.work)
 
     def finished_scores(self, pool: Pool, calibrated: Model) -> dict[str, Finished]:
         """The scores from storage; UserError where they were not computed yet."""
-        models = {"base": self.base, "calibrated": calibrated}
-        return finished_scores(self.config, pool, models, self.storage)
+        return finished_scores(self.config, pool, self._forwards(calibrated), self.storage)
 
     def select(self, pool: Pool, scores: Mapping[str, Finished]) -> Ranking:
         with self.progress.stage("select", "samples") as stage:
-            ranking = rank(pool, scores, self.config.select)
+            ranking = rank(pool, scores, self._criteria(pool))
             unscored = Counter(ranking.rejected["reason"].to_pylist())
             check_rejects(pool, self.config.data.max_reject_ratio, unscored)
             stage.add(ranking.table.num_rows)
@@ -132,7 +139,7 @@ class Run:
             ids = selected_ids(self.select(pool, self.finished_scores(pool, calibrated)))
         return ids
 
-    def write(self, round: int, calibrated: Model, ranking: Ranking) -> None:
+    def write(self, round: int, calibrated: Model | None, ranking: Ranking) -> None:
         """Write the outputs of one round; the last round's also show at the top of the folder."""
         rounds = self.config.rounds
         folder = self.folder.sub(f"round-{round}") if rounds > 1 else self.folder
@@ -155,22 +162,45 @@ class Run:
     def config_yaml(self) -> str:
         return yaml.safe_dump(asdict(self.config), allow_unicode=True, sort_keys=False)
 
-    def _summary(self, round: int, calibrated: Model, ranking: Ranking) -> dict:
+    def _forwards(self, calibrated: Model | None) -> dict[str, Forward]:
+        return needed_forwards(self.config, self.base, calibrated, self.others)
+
+    def _criteria(self, pool: Pool) -> Criteria:
+        config = self.config
+        warmup = None
+        if config.excludes("warmup"):
+            warmup = np.array(self.sample_warmup(pool), dtype="S")
+        picks = None
+        if self.strategy.value is None:
+            picks = order_by_compression(config, pool)
+        return Criteria(
+            self.strategy,
+            config.select_of,
+            config.select.filter,
+            config.seed,
+            self.others.weights,
+            warmup,
+            picks,
+        )
+
+    def _summary(self, round: int, calibrated: Model | None, ranking: Ranking) -> dict:
         pool = ranking.pool
         scored_s = self.progress.seconds.get("score", 0.0) if self.work.tokens else 0.0
-        models = {"base": self.base, "calibrated": calibrated}
-        keys = scores_keys(self.config, pool, models, self.storage)
+        keys = scores_keys(self.config, pool, self._forwards(calibrated), self.storage)
+        if calibrated:
+            keys["calibrated_model"] = calibrated.identity.split("/")[0]
         return {
+            "strategy": self.config.strategy,
             "round": round,
             "rounds": self.config.rounds,
             "counts": {
                 **pool.counts,
                 **scored_counts(ranking),
-                "warmup": floor_share(self.config.calibrate.ratio, len(pool)),
+                "warmup": floor_share(self.config.calibrate.ratio, len(pool)) if calibrated else 0,
                 **fate_counts(ranking),
             },
             "base_model": self.base.path,
-            "calibrated_model": calibrated.path,
+            "calibrated_model": calibrated.path if calibrated else None,
             "scoring": {
                 "tokens": self.work.tokens,
                 "seconds": scored_s,
@@ -181,7 +211,6 @@ class Run:
             "seconds": dict(self.progress.seconds),
             "keys": {
                 "pool": pool.key,
-                "calibrated_model": calibrated.identity.split("/")[0],
                 **keys,
             },
             "domains": by_domain(ranking),

@@ -27,6 +27,7 @@ POOL = pa.schema(
         ("parts", PARTS),
         ("tokens", pa.int32()),
         ("response_tokens", pa.int32()),
+        ("instruction_tokens", pa.int32()),
         ("truncated", pa.bool_()),
         ("source", pa.large_string()),
         ("file", pa.string()),
@@ -43,13 +44,15 @@ REJECTS = pa.schema(
     ]
 )
 # One row a sample, sorted by sample_id: all that the driver needs to sample, align and select. A
-# row group holds a bucket.
+# row group holds a bucket. `tokens` counts all that a model sees, `instruction_tokens` the question
+# without the template.
 INDEX = pa.schema(
     [
         ("sample_id", pa.string()),
         ("domain", pa.dictionary(pa.int32(), pa.string())),
         ("tokens", pa.int32()),
         ("response_tokens", pa.int32()),
+        ("instruction_tokens", pa.int32()),
     ]
 )
 

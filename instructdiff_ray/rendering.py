@@ -1,15 +1,25 @@
-"""What determines the tokens of a sample; ingest, calibration and scoring share one."""
+"""What determines the tokens of a sample; ingest, calibration and scoring share one.
+
+Some baselines look at a sample in another form: its response alone, or the question for its rating.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 from instructdiff_ray.config import Config, TemplateConfig
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.models import Model
-from instructdiff_ray.template import Encoder
+from instructdiff_ray.rating import RatingEncoder
+from instructdiff_ray.samples import Part, Reject
+from instructdiff_ray.template import Encoded, Encoder
+
+LIKELIHOOD = ("nll", "entropy")
+RATING = ("rating",)
 
 
 @dataclass(frozen=True)
@@ -17,12 +27,16 @@ class Rendering:
     """A model's tokenizer, a template, and how many tokens of a sample are taken at most.
 
     truncate: cut a longer sample off instead of rejecting it.
+    form: of the sample: `whole`, `response` (its response alone), or `rating` (the question for its
+        rating, with this `wording`).
     """
 
     model: Model
     template: TemplateConfig
     max_length: int
     truncate: bool
+    form: str = "whole"
+    wording: int = 0
 
     @classmethod
     def of(cls, config: Config, model: Model) -> Rendering:
@@ -38,7 +52,28 @@ class Rendering:
             "template": asdict(self.template),
             "max_length": self.max_length,
             "truncate": self.truncate,
+            "form": self.form,
+            "wording": self.wording,
         }
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What a model's pass over this rendering gives of a sample."""
+        return RATING if self.form == "rating" else LIKELIHOOD
+
+    def alone(self) -> Rendering:
+        """The response without its prompt."""
+        return replace(self, form="response")
+
+    @classmethod
+    def for_rating(cls, model: Model, wording: int) -> Rendering:
+        """The question for a rating; it is cut nowhere, for its end is where the model answers."""
+        limit = model.max_length or sys.maxsize
+        return cls(model, TemplateConfig(), limit, truncate=False, form="rating", wording=wording)
+
+    def rating_tokens(self) -> list[int] | None:
+        """The tokens of the ratings; None where none is asked for."""
+        return self.rating_encoder().rating_tokens if self.form == "rating" else None
 
     def check(self) -> None:
         """Raises UserError where the tokenizer can't do what the template asks."""
@@ -49,8 +84,18 @@ class Rendering:
             )
 
     def encoder(self) -> Encoder:
-        """Loaded once a process: Ray makes a new task object for every block."""
+        """Of whole samples or responses; loaded once a process, for Ray makes a new task object for
+        every block."""
         return _encoder(self)
+
+    def rating_encoder(self) -> RatingEncoder:
+        """Of questions for ratings."""
+        return _rating_encoder(self)
+
+    def encode(self, samples: Sequence[Sequence[Part]]) -> list[Encoded | Reject]:
+        """Each sample in this form, or why it has none."""
+        encoder = self.rating_encoder() if self.form == "rating" else self.encoder()
+        return encoder.encode(samples)
 
 
 @lru_cache(maxsize=4)
@@ -60,4 +105,11 @@ def _encoder(rendering: Rendering) -> Encoder:
         rendering.template,
         rendering.max_length,
         rendering.truncate,
+        rendering.form == "response",
     )
+
+
+@lru_cache(maxsize=4)
+def _rating_encoder(rendering: Rendering) -> RatingEncoder:
+    tokenizer = rendering.model.load_tokenizer()
+    return RatingEncoder(tokenizer, rendering.wording, rendering.max_length)

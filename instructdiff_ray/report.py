@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from itertools import islice
 from typing import Any
@@ -26,13 +27,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
-from instructdiff_ray.select import ABOVE, BELOW, NOT_TOP, SELECTED
+from instructdiff_ray.select import ABOVE, BELOW, EXCLUDED, NOT_TOP, SELECTED
 
 PAPER_MEAN_DELTA_ENTROPY = {"general": 0.41, "medical": 0.66, "math": 0.03, "code": 0.08}
 MAX_PLOTTED_DOMAINS = 20
 MAX_EXAMPLE_CHARACTERS = 1200
 
-_FATES = (SELECTED, BELOW, ABOVE, NOT_TOP)
+# Measures that a ranking may have → what they are called, and their unit.
+LABELS = {"delta_nll": "ΔNLL", "delta_entropy": "ΔH", "value": "value"}
+UNITS = {"delta_nll": " (nats per token)", "delta_entropy": " (nats per token)", "value": ""}
+_FATES = (SELECTED, BELOW, ABOVE, NOT_TOP, EXCLUDED)
 _SELECTED, _BELOW, _ABOVE = 0, 1, 2
 
 # Ink becomes a CSS variable, light or dark with the page; the other two must be readable on both,
@@ -51,13 +55,12 @@ _STYLE = {
 
 @dataclass(frozen=True)
 class Example:
-    """One sample to show in full; ΔNLL and ΔH in nats."""
+    """One sample to show in full; measures: label → value."""
 
     sample_id: str
     domain: str
     fate: str
-    delta_nll: float
-    delta_entropy: float
+    measures: Mapping[str, float | None]
     prompt: str
     response: str
 
@@ -66,8 +69,7 @@ class Example:
 class _Rows:
     """Some samples of the pool, as columns of one length; `fate` indexes `_FATES`."""
 
-    delta_nll: NDArray[np.float64]
-    delta_entropy: NDArray[np.float64]
+    measures: dict[str, NDArray[np.float64]]
     tokens: NDArray[np.int64]
     fate: NDArray[np.int32]
 
@@ -76,9 +78,8 @@ class _Rows:
         return np.asarray(self.fate == _SELECTED)
 
     def take(self, index: NDArray[np.intp]) -> _Rows:
-        return _Rows(
-            self.delta_nll[index], self.delta_entropy[index], self.tokens[index], self.fate[index]
-        )
+        measures = {name: values[index] for name, values in self.measures.items()}
+        return _Rows(measures, self.tokens[index], self.fate[index])
 
 
 def render_report(
@@ -91,8 +92,9 @@ def render_report(
 
     Args:
         summary: the run's `summary.json`, with `round`, `rounds` and `domains`.
-        ranking: one row a pool sample, at least one: domain, response_tokens, delta_nll,
-            delta_entropy (finite, in nats) and fate; domain and fate are dictionary-encoded.
+        ranking: one row a pool sample, at least one: domain, response_tokens, delta_nll and
+            delta_entropy (in nats) or a baseline's value, and fate; domain and fate are
+            dictionary-encoded.
         config_yaml: the resolved configuration, shown as it is.
         examples: samples to show under each heading, in this order.
 
@@ -119,7 +121,8 @@ def render_report(
         pool=_facts(rows),
         domains={name: _facts(part) for name, part in domains.items()},
         plots=_domain_plots(domains),
-        map=_plot("map", (5.6, 3.6), _draw_map, rows),
+        map=_plot("map", (5.6, 3.6), _draw_map, rows) if "delta_nll" in rows.measures else None,
+        labels={name: LABELS[name] for name in rows.measures},
         lengths=_plot("lengths", (5.6, 2.3), _draw_lengths, rows),
         paper=PAPER_MEAN_DELTA_ENTROPY,
         colours={"pool": _POOL, "chosen": _CHOSEN},
@@ -131,9 +134,9 @@ def render_report(
 def _rows(ranking: pa.Table) -> _Rows:
     fate = ranking["fate"].combine_chunks()
     numbers = pc.index_in(fate.dictionary, value_set=pa.array(_FATES)).to_numpy()
-    names = ("delta_nll", "delta_entropy", "response_tokens")
-    delta_nll, delta_entropy, tokens = (ranking[name].to_numpy() for name in names)
-    return _Rows(delta_nll, delta_entropy, tokens, numbers[fate.indices.to_numpy()])
+    measures = {name: ranking[name].to_numpy() for name in LABELS if name in ranking.column_names}
+    tokens = ranking["response_tokens"].to_numpy()
+    return _Rows(measures, tokens, numbers[fate.indices.to_numpy()])
 
 
 def _split_by_domain(domain: pa.ChunkedArray, rows: _Rows) -> dict[str, _Rows]:
@@ -152,9 +155,10 @@ def _facts(rows: _Rows) -> dict[str, float | None]:
     """What the tables say of some samples; None where nothing was selected."""
     chosen = rows.selected
     any_chosen = bool(chosen.any())
+    *_, ranked_by = rows.measures.values()
     return {
-        "mean": float(rows.delta_entropy.mean()),
-        "mean_selected": float(rows.delta_entropy[chosen].mean()) if any_chosen else None,
+        "mean": float(ranked_by.mean()),
+        "mean_selected": float(ranked_by[chosen].mean()) if any_chosen else None,
         "tokens": float(np.median(rows.tokens)),
         "tokens_selected": float(np.median(rows.tokens[chosen])) if any_chosen else None,
         "all_tokens": int(rows.tokens.sum()),
@@ -162,13 +166,17 @@ def _facts(rows: _Rows) -> dict[str, float | None]:
     }
 
 
-def _domain_plots(domains: Mapping[str, _Rows]) -> list[tuple[str, Markup, Markup]]:
-    """Name, plot of ΔNLL and plot of ΔH of the largest domains."""
+def _domain_plots(domains: Mapping[str, _Rows]) -> list[tuple[str, dict[str, Markup]]]:
+    """Name of the largest domains, and a plot of each measure."""
     return [
         (
             name,
-            _plot(f"nll-{number}", (4.4, 2.2), _draw_delta_nll, rows),
-            _plot(f"entropy-{number}", (4.4, 2.2), _draw_delta_entropy, rows),
+            {
+                LABELS[measure]: _plot(
+                    f"{measure}-{number}", (4.4, 2.2), partial(_draw_measure, measure), rows
+                )
+                for measure in rows.measures
+            },
         )
         for number, (name, rows) in enumerate(islice(domains.items(), MAX_PLOTTED_DOMAINS))
     ]
@@ -193,18 +201,19 @@ def _plot(
     return Markup(re.sub(r'<style.*?</style>| id="[\w.]+_\d+"', "", svg, flags=re.DOTALL))
 
 
-def _draw_delta_nll(axes: Axes, rows: _Rows) -> None:
-    below = rows.delta_nll[rows.fate == _BELOW]
-    above = rows.delta_nll[rows.fate == _ABOVE]
-    cuts = [float(below.max())] if below.size else []
-    cuts += [float(above.min())] if above.size else []
-    _draw_histogram(axes, rows.delta_nll, rows.selected, cuts)
-    axes.set_xlabel("ΔNLL (nats per token)")
+def _draw_measure(measure: str, axes: Axes, rows: _Rows) -> None:
+    values = rows.measures[measure]
+    cuts = _cuts(values, rows.fate) if measure == "delta_nll" else []
+    _draw_histogram(axes, values, rows.selected, cuts)
+    axes.set_xlabel(LABELS[measure] + UNITS[measure])
 
 
-def _draw_delta_entropy(axes: Axes, rows: _Rows) -> None:
-    _draw_histogram(axes, rows.delta_entropy, rows.selected, [])
-    axes.set_xlabel("ΔH (nats per token)")
+def _cuts(values: NDArray[np.float64], fate: NDArray[np.int32]) -> list[float]:
+    """The edges of the band; none where it was cut by something else than these values."""
+    below, above = values[fate == _BELOW], values[fate == _ABOVE]
+    band = values[(fate != _BELOW) & (fate != _ABOVE)]
+    cuts = [float(below.max())] if below.size and below.max() <= band.min() else []
+    return cuts + ([float(above.min())] if above.size and above.min() >= band.max() else [])
 
 
 def _draw_histogram(
@@ -227,10 +236,11 @@ def _draw_histogram(
 def _draw_map(axes: Axes, rows: _Rows) -> None:
     """A 2-D histogram as one small image: the denser the more opaque, coloured by what was kept."""
     columns, lines = 120, 80
-    left, right = _span(rows.delta_nll)
-    bottom, top = _span(rows.delta_entropy)
-    cell = _bin(rows.delta_entropy, bottom, top, lines) * columns
-    cell += _bin(rows.delta_nll, left, right, columns)
+    delta_nll, delta_entropy = rows.measures["delta_nll"], rows.measures["delta_entropy"]
+    left, right = _span(delta_nll)
+    bottom, top = _span(delta_entropy)
+    cell = _bin(delta_entropy, bottom, top, lines) * columns
+    cell += _bin(delta_nll, left, right, columns)
     total = np.bincount(cell, minlength=lines * columns).reshape(lines, columns)
     chosen = np.bincount(cell[rows.selected], minlength=lines * columns).reshape(lines, columns)
     share = chosen / np.maximum(total, 1)

@@ -1,4 +1,4 @@
-"""Score: the pool under one or two models, with Ray Data.
+"""Score: the pool under one or several models, with Ray Data.
 
 Two kinds of things are kept. *Pieces* belong to a scorer (model, rendering, precision) and hold the
 scores of a batch of samples each; they appear whole, while the job runs, and serve whatever pool
@@ -25,11 +25,11 @@ from instructdiff_ray.blocks import KILLS_SCORER, OUT_OF_MEMORY
 from instructdiff_ray.buckets import id_array, id_prefixes
 from instructdiff_ray.config import Config
 from instructdiff_ray.models import Model
-from instructdiff_ray.pieces import PIECE, aligned, gather, read_pieces, write_pieces
+from instructdiff_ray.pieces import aligned, gather, piece_schema, read_pieces, write_pieces
 from instructdiff_ray.pool import Pool, among, check_rejects, read_pool, stream
 from instructdiff_ray.progress import Progress, Stage
 from instructdiff_ray.rendering import Rendering
-from instructdiff_ray.samples import Part
+from instructdiff_ray.samples import Part, Reject
 from instructdiff_ray.scorer import Scorer
 from instructdiff_ray.storage import Artifact, Finished, Folder, Storage, make_key
 from instructdiff_ray.template import Encoded
@@ -37,6 +37,7 @@ from instructdiff_ray.throughput import Usage
 from instructdiff_ray.watch import start_watch
 
 VERSION = 2  # of what this stage computes; raise it when the same input gives other scores
+NOTHING = Encoded([], [], [], False)
 ROWS_PER_BATCH = 1024  # sorted by length together, and written as one piece
 
 
@@ -57,8 +58,22 @@ class Work:
 
 
 @dataclass(frozen=True)
+class Forward:
+    """A pass over the pool: a model, and what it is shown of each sample."""
+
+    model: Model
+    rendering: Rendering
+
+
+def whole(config: Config, base: Model, **others: Model) -> dict[str, Forward]:
+    """Models that are shown whole samples, as the base model's tokenizer reads them."""
+    rendering = Rendering.of(config, base)
+    return {role: Forward(model, rendering) for role, model in {"base": base, **others}.items()}
+
+
+@dataclass(frozen=True)
 class Place:
-    """Where the scores of one pool under one model are or will be.
+    """Where the scores of one forward pass over one pool are or will be.
 
     inputs: what the artifact's key is made of; pieces: where its scorer's pieces are.
     """
@@ -73,21 +88,21 @@ class Pass:
     """Samples that the same models lack. prefixes: of their ids, sorted; None: the whole pool."""
 
     roles: list[str]
+    rendering: Rendering
     prefixes: np.ndarray | None
     tokens: int
 
 
 def _places(
-    config: Config, pool: Pool, models: Mapping[str, Model], storage: Storage
+    config: Config, pool: Pool, forwards: Mapping[str, Forward], storage: Storage
 ) -> dict[str, Place]:
-    rendering = Rendering.of(config, models["base"])
     places = {}
-    for role, model in models.items():
+    for role, forward in forwards.items():
         scorer = {
             "version": VERSION,
-            "model": model.identity,
+            "model": forward.model.identity,
             "precision": config.cluster.precision,
-            "rendering": rendering.inputs(),
+            "rendering": forward.rendering.inputs(),
         }
         inputs = {"scorer": scorer, "pool": pool.digest}
         artifact = storage.artifact("scores", make_key(**inputs))
@@ -96,18 +111,18 @@ def _places(
 
 
 def scores_keys(
-    config: Config, pool: Pool, models: Mapping[str, Model], storage: Storage
+    config: Config, pool: Pool, forwards: Mapping[str, Forward], storage: Storage
 ) -> dict[str, str]:
     """Key of each role's scores, as `<role>_scores`."""
-    places = _places(config, pool, models, storage)
+    places = _places(config, pool, forwards, storage)
     return {f"{role}_scores": place.artifact.key for role, place in places.items()}
 
 
 def finished_scores(
-    config: Config, pool: Pool, models: Mapping[str, Model], storage: Storage
+    config: Config, pool: Pool, forwards: Mapping[str, Forward], storage: Storage
 ) -> dict[str, Finished]:
     """The scores by role, from storage; UserError where they were not computed yet."""
-    places = _places(config, pool, models, storage)
+    places = _places(config, pool, forwards, storage)
     return {
         role: place.artifact.require(f"the {role} scores", "run jobs/score.py first")
         for role, place in places.items()
@@ -117,45 +132,62 @@ def finished_scores(
 def score(
     config: Config,
     pool: Pool,
-    models: Mapping[str, Model],
+    forwards: Mapping[str, Forward],
     storage: Storage,
     progress: Progress,
     work: Work,
 ) -> dict[str, Finished]:
-    """Scores of the pool under each model, by its role: `base`, `calibrated`.
+    """Scores of the pool by role, one for each forward pass.
 
-    Each holds `scores.parquet` with the columns of PIECE, a row for each sample, in the order of
-    the pool's index. What is in storage is not computed again; models that lack the same samples
-    share their passes. `work` is added to. Raises UserError where too many samples are rejected.
+    Each holds `scores.parquet`: a row for each sample, in the order of the pool's index. What is in
+    storage is not computed again; models that are shown the same and lack the same samples share
+    their batches. `work` is added to. Raises UserError where too many samples are rejected.
     """
-    places = _places(config, pool, models, storage)
-    missing = {role: p for role, p in places.items() if p.artifact.finished() is None}
+    places = _places(config, pool, forwards, storage)
+    missing = [role for role, place in places.items() if place.artifact.finished() is None]
     if missing:
-        passes = find_passes(pool, {role: place.pieces for role, place in missing.items()})
+        passes = [
+            one
+            for rendering in dict.fromkeys(forwards[role].rendering for role in missing)
+            for one in _find_shared(pool, rendering, missing, forwards, places)
+        ]
         total = sum(one.tokens * len(one.roles) for one in passes)
         rejected: Counter[str] = Counter()
         with progress.stage("score", "samples", total) as stage:
             for one in passes:
-                targets = {role: (models[role], places[role].pieces) for role in one.roles}
-                rendering = Rendering.of(config, models["base"])
-                for receipt in score_blocks(config, pool, targets, rendering, one.prefixes):
+                targets = {role: (forwards[role].model, places[role].pieces) for role in one.roles}
+                for receipt in score_blocks(config, pool, targets, one.rendering, one.prefixes):
                     rejected.update(_account(receipt, one.roles, work, stage))
                     check_rejects(pool, config.data.max_reject_ratio, rejected)
-        for place in missing.values():
+        for role in missing:
+            place, measures = places[role], forwards[role].rendering.measures
             with place.artifact.attempt() as attempt:
-                gather(pool, place.pieces, attempt.folder)
+                gather(pool, place.pieces, measures, attempt.folder)
                 attempt.finish(place.inputs, {"samples": len(pool)})
-    return finished_scores(config, pool, models, storage)
+    return finished_scores(config, pool, forwards, storage)
 
 
-def find_passes(pool: Pool, pieces: Mapping[str, Folder]) -> list[Pass]:
+def _find_shared(
+    pool: Pool,
+    rendering: Rendering,
+    missing: Sequence[str],
+    forwards: Mapping[str, Forward],
+    places: Mapping[str, Place],
+) -> list[Pass]:
+    roles = [role for role in missing if forwards[role].rendering == rendering]
+    return find_passes(pool, rendering, {role: places[role].pieces for role in roles})
+
+
+def find_passes(pool: Pool, rendering: Rendering, pieces: Mapping[str, Folder]) -> list[Pass]:
     """What each model lacks, grouped so that models that lack the same samples share a pass."""
-    roles = list(pieces)
+    roles, schema = list(pieces), piece_schema(rendering.measures)
+    # About what will be read; a question for a rating is a little longer than the sample.
+    length = "response_tokens" if rendering.form == "response" else "tokens"
     prefixes, tokens, samples = defaultdict(list), Counter[int](), Counter[int]()
     with ExitStack() as stack:
-        scored = [stack.enter_context(read_pieces(pieces[role])) for role in roles]
+        scored = [stack.enter_context(read_pieces(pieces[role], schema)) for role in roles]
         for index, *found in aligned(pool, *scored):
-            ids, starts, lengths = id_array(index), id_prefixes(index), index["tokens"].to_numpy()
+            ids, starts, lengths = id_array(index), id_prefixes(index), index[length].to_numpy()
             # What ended with a machine is tried again: this one may be larger.
             settled = [rows.filter(pc.invert(_of_machine(rows))) for rows in found]
             lacks = [~among(ids, np.sort(id_array(rows))) for rows in settled]
@@ -168,6 +200,7 @@ def find_passes(pool: Pool, pieces: Mapping[str, Folder]) -> list[Pass]:
     return [
         Pass(
             [role for bit, role in enumerate(roles) if code >> bit & 1],
+            rendering,
             None if count == len(pool) else np.concatenate(prefixes[code]),
             tokens[code],
         )
@@ -204,6 +237,8 @@ def score_blocks(
             Scorer,
             fn_constructor_kwargs={
                 "models": {role: model for role, (model, _) in targets.items()},
+                "measures": rendering.measures,
+                "rating_tokens": rendering.rating_tokens(),
                 "precision": config.cluster.precision,
                 "tokens_per_batch": resources.tokens_per_batch,
                 "actors_per_node": resources.max_actors,
@@ -221,7 +256,9 @@ def score_blocks(
             max_task_retries=-1,
         )
         .map_batches(
-            WritePieces({role: folder for role, (_, folder) in targets.items()}),
+            WritePieces(
+                {role: folder for role, (_, folder) in targets.items()}, rendering.measures
+            ),
             batch_size=None,
             batch_format="pyarrow",
         )
@@ -230,7 +267,7 @@ def score_blocks(
 
 
 class Tokenize:
-    """Pool rows to (sample_id, input_ids, response); keeps those of `subset` (None: all).
+    """Pool rows to blocks of tokens (blocks.py); keeps those of `subset` (None: all).
 
     subset: a reference to the sorted prefixes of ids; of two samples that share one, both are kept.
     """
@@ -244,14 +281,18 @@ class Tokenize:
             wanted = among(id_prefixes(batch), ray.get(self.subset))
             batch = batch.filter(pa.array(wanted))
         samples = [[Part(**part) for part in parts] for parts in batch["parts"].to_pylist()]
-        encoded = self.rendering.encoder().encode(samples)
-        kept = [item for item in encoded if isinstance(item, Encoded)]
-        assert len(kept) == len(samples), "a pool row was encoded at ingest and is not now"
+        encoded = self.rendering.encode(samples)
+        rejects = [item if isinstance(item, Reject) else None for item in encoded]
+        # What is whole was encoded at ingest; another form of it may be nothing to a model.
+        assert self.rendering.form != "whole" or not any(rejects), "encoded at ingest, and not now"
+        tokens = [item if isinstance(item, Encoded) else NOTHING for item in encoded]
         return pa.table(
             {
                 "sample_id": batch["sample_id"],
-                "input_ids": pa.array([e.input_ids for e in kept], pa.list_(pa.int32())),
-                "response": pa.array([e.response for e in kept], pa.list_(pa.bool_())),
+                "input_ids": pa.array([e.input_ids for e in tokens], pa.list_(pa.int32())),
+                "response": pa.array([e.response for e in tokens], pa.list_(pa.bool_())),
+                "reason": pa.array([r and r.reason for r in rejects], pa.string()),
+                "detail": pa.array([r and r.detail for r in rejects], pa.string()),
             }
         )
 
@@ -259,15 +300,16 @@ class Tokenize:
 class WritePieces:
     """Writes a block of scores as pieces of each model; gives the receipt, one row."""
 
-    def __init__(self, folders: Mapping[str, Folder]) -> None:
+    def __init__(self, folders: Mapping[str, Folder], measures: Sequence[str]) -> None:
         self.folders = folders
+        self.schema = piece_schema(measures)
 
     def __call__(self, scores: pa.Table) -> pa.Table:
         reasons: list[str | None] = [None] * scores.num_rows
         for role, folder in self.folders.items():
             columns = [scores["sample_id"], scores["response_tokens"]]
-            columns += [scores[f"{role}_{name}"] for name in PIECE.names[2:]]
-            write_pieces(folder, pa.table(columns, schema=PIECE))
+            columns += [scores[f"{role}_{name}"] for name in self.schema.names[2:]]
+            write_pieces(folder, pa.table(columns, schema=self.schema))
             told = scores[f"{role}_reason"].to_pylist()
             reasons = [a or b for a, b in zip(reasons, told, strict=True)]
         rejected = [reason for reason in reasons if reason]
@@ -285,7 +327,7 @@ def _account(receipt: pa.Table, roles: Sequence[str], work: Work, stage: Stage) 
     rejected = []
     for row in receipt.to_pylist():
         for role in roles:
-            work.samples[role] += row["samples"]
+            work.samples[role] = work.samples.get(role, 0) + row["samples"]
         usage = Usage(**row["usage"])
         work.usage.add(usage)
         rejected += row["rejected"]

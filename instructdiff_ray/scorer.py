@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -29,15 +29,18 @@ TRIAL = (16, 128)  # samples and tokens of each; a model may not see more positi
 class Scorer:
     """A Ray Data actor. Its models share every prepared batch.
 
-    models: role → model; precision: fp32 | bf16; tokens_per_batch: of one forward pass, None: as
-    many as pay; actors_per_node: how many may share this machine's cores, without a GPU; gpus: this
-    actor's share of one; watch: is told what is begun, so that a sample that kills this process is
-    found.
+    models: role → model; measures: what is computed of each sample, NLL and entropy or the rating,
+    of which rating_tokens are the tokens; precision: fp32 | bf16; tokens_per_batch: of one forward
+    pass, None: as many as pay; actors_per_node: how many may share this machine's cores, without a
+    GPU; gpus: this actor's share of one; watch: is told what is begun, so that a sample that kills
+    this process is found.
     """
 
     def __init__(
         self,
         models: Mapping[str, Model],
+        measures: Sequence[str],
+        rating_tokens: list[int] | None,
         precision: str,
         tokens_per_batch: int | None,
         actors_per_node: int,
@@ -57,8 +60,10 @@ class Scorer:
         self.watched.begin_load()
         for model in models.values():
             model.check()
+        self.measures = measures
         self.scorers = {
-            role: SampleScorer(model.load(precision, self.device)) for role, model in models.items()
+            role: SampleScorer(model.load(precision, self.device), rating_tokens)
+            for role, model in models.items()
         }
         one = next(iter(self.scorers.values()))
         self.tokens_per_batch = tokens_per_batch or paying_tokens(one, gpus)
@@ -67,11 +72,9 @@ class Scorer:
         self.free_since = time.monotonic()
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """block: (sample_id, input_ids, response) rows.
+        """Gives each row once; what a block is before and after: blocks.py.
 
-        Gives each row once: sample_id, response_tokens, and for each role `<role>_nll`,
-        `<role>_entropy`, and where these are null `<role>_reason` and `<role>_detail`. The fields
-        of Usage are columns too, whose sums are this block's.
+        The fields of Usage are columns too, whose sums are this block's.
         """
         name = f"block {block['sample_id'][0]}"
         died = self.watched.begin(name) > 1
@@ -90,13 +93,14 @@ class Scorer:
         ids, response = as_lists(block["input_ids"]), as_lists(block["response"])
         scores: list[tuple[str, list[int], torch.Tensor]] = []
         too_large: dict[str, set[int]] = {role: set() for role in self.scorers}
-        queue = deque(token_batches([len(tokens) for tokens in ids], self.tokens_per_batch))
+        lengths = [len(tokens) for tokens in ids]
+        queue = deque(token_batches(lengths, self.tokens_per_batch))
         while queue:
             rows = queue.popleft()
             batch = Batch.of([ids[i] for i in rows], [response[i] for i in rows], self.device)
             for role, scorer in self.scorers.items():
                 try:
-                    scores.append((role, rows, torch.stack(scorer.score(batch))))
+                    scores.append((role, rows, scorer.score(batch)))
                     self._count(scorer, batch)
                 except torch.OutOfMemoryError:
                     if len(rows) > 1:
@@ -108,10 +112,10 @@ class Scorer:
                         break
                     too_large[role].update(rows)
         # Fetched at the end: a GPU goes on while the next batch is made ready.
-        values = {role: np.empty((2, len(ids))) for role in self.scorers}
+        values = {role: np.full((len(self.measures), len(ids)), np.nan) for role in self.scorers}
         for role, rows, result in scores:
             values[role][:, rows] = result.cpu().numpy()
-        return scores_table(block, values, too_large)
+        return scores_table(block, self.measures, values, too_large)
 
     def _count(self, scorer: SampleScorer, batch: Batch) -> None:
         tokens, scored = len(batch.tokens), len(batch.targets)
@@ -129,7 +133,7 @@ class Scorer:
             one = block.slice(row, 1)
             sample_id = one["sample_id"][0].as_py()
             if self.watched.lethal(sample_id):
-                tables.append(lethal_table(one, list(self.scorers)))
+                tables.append(lethal_table(one, self.measures, list(self.scorers)))
             else:
                 tables.append(self._score(one))
                 self.watched.end(sample_id, scored=True)

@@ -10,7 +10,7 @@ positions and words at a time, so that no tensor of tokens × vocabulary ever ex
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from instructdiff_ray.batching import Batch
 from instructdiff_ray.head import Tile, own_head
 from instructdiff_ray.packing import pack, packed_hidden
+from instructdiff_ray.rating import token_rating
 from instructdiff_ray.throughput import operations_per_token
 
 if TYPE_CHECKING:
@@ -102,12 +103,14 @@ def token_nll_and_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tens
 class SampleScorer:
     """Scores batches of encoded samples with one model, on the device that holds it.
 
+    rating_tokens: None scores NLL and entropy; else ratings by these tokens (rating.py).
     packed: whether the model takes samples without padding; operations: of its matrix products, as
     `operations_per_token` gives them.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, rating_tokens: list[int] | None = None) -> None:
         self.model = model
+        self.rating_tokens = rating_tokens
         self.device = next(model.parameters()).device
         self.slice = SLICE_POSITIONS[self.device.type]
         row = TILE_BYTES[self.device.type] // self.slice
@@ -116,17 +119,21 @@ class SampleScorer:
         self.operations = operations_per_token(model)
 
     @torch.inference_mode()
-    def score(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Mean NLL and mean entropy of each sample's response tokens.
+    def score(self, batch: Batch) -> Tensor:
+        """Mean NLL and mean entropy of each sample's response tokens, or its rating.
 
-        Both results: fp64 [samples] on the device, nats; what computes them may still be under way.
+        fp64 [2, samples], nats, or [1, samples]; on the device, where it may still be under way.
         """
         if self.head is None:
-            nll, entropy = self._score_full(batch)
+            scored = [self._measure(*logits) for logits in self._full_logits(batch)]
         else:
-            hidden = self._hidden(batch)[batch.contexts]
-            nll, entropy = self._score_positions(self.head, hidden, batch.targets)
-        return _mean_by_row(nll, batch), _mean_by_row(entropy, batch)
+            hidden = self._hidden(batch)[batch.contexts].split(self.slice)
+            targets = batch.targets.split(self.slice)
+            scored = [
+                self._measure_tiles(self.head, some, their)
+                for some, their in zip(hidden, targets, strict=True)
+            ]
+        return _mean_by_row(torch.cat(scored, dim=1), batch)
 
     def _hidden(self, batch: Batch) -> Tensor:
         """Last hidden states, [tokens, width]."""
@@ -138,32 +145,35 @@ class SampleScorer:
         hidden = self.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
         return hidden.flatten(0, 1)[where]
 
-    def _score_positions(
-        self, head: list[Tile], hidden: Tensor, targets: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """hidden: [positions, width] before each target; through the head tile by tile."""
-        scored = []
-        for some, their in zip(hidden.split(self.slice), targets.split(self.slice), strict=True):
-            statistics = Statistics(their)
-            for tile in head:
-                statistics.add(tile.logits(some), tile.first)
-            scored.append(statistics.nll_and_entropy())
-        return torch.cat([nll for nll, _ in scored]), torch.cat([h for _, h in scored])
+    def _measure_tiles(self, head: list[Tile], hidden: Tensor, targets: Tensor) -> Tensor:
+        """[measures, positions]. hidden: [positions, width] before each target."""
+        if self.rating_tokens is not None:  # at one position a sample: its whole logits are few
+            logits = torch.cat([tile.logits(hidden) for tile in head], -1)
+            return self._measure(logits, targets)
+        statistics = Statistics(targets)
+        for tile in head:
+            statistics.add(tile.logits(hidden), tile.first)
+        return torch.stack(statistics.nll_and_entropy())
 
-    def _score_full(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _measure(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """[measures, positions]. logits: [positions, vocabulary]."""
+        if self.rating_tokens is not None:
+            return token_rating(logits[:, self.rating_tokens])[None]
+        return torch.stack(token_nll_and_entropy(logits, targets))
+
+    def _full_logits(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
         """For a model whose head can't be called alone: its own logits, one sample at a time."""
-        scored = []
         counts = batch.counts.tolist()
         contexts = (batch.contexts - batch.starts[batch.rows]).split(counts)
         samples = batch.tokens.split(batch.lengths)
         targets = batch.targets.split(counts)
         for tokens, where, their in zip(samples, contexts, targets, strict=True):
             logits = self.model(input_ids=tokens[None], use_cache=False).logits
-            scored.append(token_nll_and_entropy(logits[0, where], their))
-        return torch.cat([nll for nll, _ in scored]), torch.cat([h for _, h in scored])
+            yield logits[0, where], their
 
 
 def _mean_by_row(values: Tensor, batch: Batch) -> Tensor:
     # fp64: a sum over thousands of tokens shouldn't round, and its order shouldn't matter.
-    sums = torch.zeros(len(batch.counts), dtype=torch.float64, device=values.device)
-    return sums.index_add_(0, batch.rows, values.double()) / batch.counts
+    shape = (len(values), len(batch.counts))
+    sums = torch.zeros(shape, dtype=torch.float64, device=values.device)
+    return sums.index_add_(1, batch.rows, values.double()) / batch.counts

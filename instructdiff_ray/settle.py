@@ -31,6 +31,7 @@ PLACED = pa.schema(
         ("domain", pa.string()),
         ("tokens", pa.int32()),
         ("response_tokens", pa.int32()),
+        ("instruction_tokens", pa.int32()),
         ("truncated", pa.bool_()),
         ("block", pa.int32()),
         ("row", pa.int32()),

@@ -54,8 +54,22 @@ def render(
     return _render_chat(parts, tokenizer) if template.chat else _render_prompt(parts, template)
 
 
+def render_responses(parts: Sequence[Part], template: TemplateConfig) -> Rendered:
+    """The responses without what was asked, each behind `template.response_prompt`."""
+    text, responses = "", []
+    for kind, content in parts:
+        if kind == "response":
+            text += template.response_prompt
+            responses.append((len(text), len(text) + len(content)))
+            text += content + "\n\n"
+    return Rendered(text[: responses[-1][1]], responses)
+
+
 class Encoder:
-    """Encodes batches of samples for one tokenizer, template and maximum length."""
+    """Encodes batches of samples for one tokenizer, template and maximum length.
+
+    alone: their responses alone.
+    """
 
     def __init__(
         self,
@@ -63,18 +77,20 @@ class Encoder:
         template: TemplateConfig,
         max_length: int,
         truncate: bool,
+        alone: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.template = template
         self.max_length = max_length
         self.truncate = truncate
+        self.alone = alone
 
     def encode(self, samples: Sequence[Sequence[Part]]) -> list[Encoded | Reject]:
         """Each sample encoded, or why it can't be, in the order given."""
         results: list[Rendered | Reject] = []
         for parts in samples:
             try:
-                results.append(render(parts, self.template, self.tokenizer))
+                results.append(self._render(parts))
             except Reject as reject:
                 results.append(reject)
         texts = [result.text for result in results if isinstance(result, Rendered)]
@@ -83,7 +99,7 @@ class Encoder:
         # A chat template writes its own special tokens; a plain prompt takes the tokenizer's.
         tokens = self.tokenizer(
             texts,
-            add_special_tokens=not self.template.chat,
+            add_special_tokens=self.alone or not self.template.chat,
             return_offsets_mapping=True,
             return_attention_mask=False,
             return_token_type_ids=False,
@@ -94,6 +110,21 @@ class Encoder:
             result if isinstance(result, Reject) else self._mark(result.responses, *next(encodings))
             for result in results
         ]
+
+    def instruction_tokens(self, samples: Sequence[Sequence[Part]]) -> list[int]:
+        """How many tokens of each sample ask: of all that is no response, without the template."""
+        texts = ["\n".join(p.text for p in parts if p.kind != "response") for parts in samples]
+        if not texts:
+            return []
+        tokens = self.tokenizer(
+            texts, add_special_tokens=False, return_attention_mask=False, verbose=False
+        )
+        return [len(ids) for ids in tokens["input_ids"]]
+
+    def _render(self, parts: Sequence[Part]) -> Rendered:
+        if self.alone:
+            return render_responses(parts, self.template)
+        return render(parts, self.template, self.tokenizer)
 
     def _mark(
         self, responses: list[Span], input_ids: list[int], offsets: list[Span]

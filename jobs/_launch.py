@@ -30,9 +30,10 @@ from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 from transformers.utils.logging import disable_progress_bar
 
-from instructdiff_ray.config import ClusterConfig, Config
+from instructdiff_ray.config import Config
 from instructdiff_ray.errors import UserError, user_error_in
 from instructdiff_ray.pipeline import Run, run_name
+from instructdiff_ray.resources import ClusterConfig
 from instructdiff_ray.storage import absolute, is_uri, join
 
 SWEEP = run_name()

@@ -13,15 +13,13 @@ from hypothesis import strategies as st
 
 from instructdiff_ray.config import (
     CalibrateConfig,
-    ClusterConfig,
     Config,
     DataConfig,
-    ScoreResources,
     SelectConfig,
     TemplateConfig,
-    TrainResources,
 )
 from instructdiff_ray.errors import UserError
+from instructdiff_ray.resources import ClusterConfig, ScoreResources, TrainResources
 from instructdiff_ray.sampling import floor_share
 
 NAN, INF = math.nan, math.inf

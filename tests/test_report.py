@@ -93,6 +93,7 @@ def summary_of(domains: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "counts": counts,
         "base_model": "/models/base",
         "calibrated_model": "/store/calibrated",
+        "strategy": "instructdiff",
         "round": 1,
         "rounds": 2,
         "scoring": scoring | {"samples_scored": {"base": 0, "calibrated": len(fates)}},
@@ -118,7 +119,7 @@ def quantiles(values: Any) -> dict[str, float]:
 
 def example(prompt: str = "Why?", response: str = "Because.", **changes: Any) -> Example:
     fields = {"sample_id": "s-1", "domain": "math", "fate": "selected"}
-    numbers = {"delta_nll": -0.5, "delta_entropy": 0.25}
+    numbers = {"measures": {"ΔNLL": -0.5, "ΔH": 0.25}}
     return Example(**{**fields, **numbers, "prompt": prompt, "response": response, **changes})
 
 
@@ -150,7 +151,7 @@ def test_tables_show_the_numbers_of_the_run() -> None:
     assert ("In the band, not selected", "2,100", "69.8 %", "") in rows
     assert ("Selected", "300", "10.0 %", "") in rows
     assert ("calibrate", "1 h 02 min", "100.0 %", "") in rows
-    assert "scored 0 samples under the base model and 3,000 under the calibrated" in parsed.text
+    assert "by scores: base 0, calibrated 3,000" in parsed.text
     assert "300 of 3,000 samples selected" in parsed.text
     assert "round 1 of 2" in parsed.text
     chosen = math["fate"] == "selected"
@@ -300,3 +301,22 @@ def test_a_million_rows_in_many_domains_stay_a_small_page() -> None:
     assert parsed.tags.count("svg") == 2 * MAX_PLOTTED_DOMAINS + 2
     assert "Plots show the 20 largest of 25 domains" in parsed.text
     assert any(row[0] == "domain-24" for row in parsed.rows)
+
+
+def test_a_baselines_page_has_its_value_and_nothing_of_a_calibrated_model() -> None:
+    columns = ranked(500)
+    value = columns.pop("delta_entropy")
+    del columns["delta_nll"]
+    columns["fate"][np.isin(columns["fate"], ["below_band", "above_band"])] = "excluded"
+    table = ranking_of({"math": {**columns, "value": value}})
+    summary = summary_of({"math": {**columns, "delta_nll": value, "delta_entropy": value}})
+    del summary["domains"]["math"]["delta_nll"], summary["domains"]["math"]["delta_entropy"]
+    summary["domains"]["math"]["value"] = quantiles(value)
+    summary["counts"] |= {"excluded": 100, "in_band": 500, "below_band": 0, "above_band": 0}
+    summary |= {"strategy": "ppl_min", "calibrated_model": None}
+    shown = example(measures={"value": 1.25})
+    parsed = Page(render(summary, table, "", {"Selected": [shown]}))
+    assert "Baseline: ppl_min" in parsed.text and "value 1.250" in parsed.text
+    assert ("Excluded", "100", "19.7 %", "") in parsed.rows
+    for word in ("ΔH", "ΔNLL", "calibrated model", "None"):
+        assert word not in parsed.text

@@ -10,22 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from instructdiff_ray.config import (
-    CalibrateConfig,
-    ClusterConfig,
-    Config,
-    DataConfig,
-    ModelConfig,
-    ScoreResources,
-)
+from instructdiff_ray.config import CalibrateConfig, Config, DataConfig, ModelConfig
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.ingest import ingest
 from instructdiff_ray.models import Model
 from instructdiff_ray.pool import Pool
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.rendering import Rendering
+from instructdiff_ray.resources import ClusterConfig, ScoreResources
 from instructdiff_ray.samples import Part
-from instructdiff_ray.score import Work, finished_scores, score
+from instructdiff_ray.score import Work, finished_scores, score, whole
 from instructdiff_ray.storage import Finished, Storage
 from instructdiff_ray.template import Encoded
 from tests.faults import killing
@@ -84,7 +78,7 @@ def test_every_sample_of_the_pool_is_scored_once_as_the_definition_says(
     config: Config, pool: Pool, model: Model
 ) -> None:
     work = Work()
-    scores = score(config, pool, {"base": model}, Storage(config.storage), QUIET, work)
+    scores = score(config, pool, whole(config, model), Storage(config.storage), QUIET, work)
     table = table_of(scores["base"])
     assert table["sample_id"].to_pylist() == list(pool.ids())
     assert work.samples == {"base": len(pool), "calibrated": 0}
@@ -106,7 +100,7 @@ def test_two_models_share_a_pass_and_each_lacks_only_what_is_missing(
 ) -> None:
     storage = Storage(str(tmp_path))
     work = Work()
-    models = {"base": model, "calibrated": other}
+    models = whole(config, model, calibrated=other)
     scores = score(config, pool, models, storage, QUIET, work)
     assert work.samples == {"base": len(pool), "calibrated": len(pool)}
     expected = table_of(scores["base"])
@@ -132,10 +126,10 @@ def test_several_actors_and_small_batches_give_the_same_scores(
     cluster = ClusterConfig(score=ScoreResources(min_actors=2, max_actors=2, tokens_per_batch=50))
     other_way = replace(config, cluster=cluster)
     scores = table_of(
-        score(other_way, pool, {"base": model}, Storage(str(tmp_path)), QUIET, Work())["base"]
+        score(other_way, pool, whole(config, model), Storage(str(tmp_path)), QUIET, Work())["base"]
     )
     expected = table_of(
-        finished_scores(config, pool, {"base": model}, Storage(config.storage))["base"]
+        finished_scores(config, pool, whole(config, model), Storage(config.storage))["base"]
     )
     for name in ("nll", "entropy"):
         assert np.allclose(scores[name].to_numpy(), expected[name].to_numpy(), atol=1e-5)
@@ -150,7 +144,7 @@ def test_a_model_that_overflows_stops_the_run_in_one_line(
     model.load_tokenizer().save_pretrained(tmp_path / "broken")
     bad = replace(model, path=str(tmp_path / "broken"), identity="broken")
     with pytest.raises(UserError, match=r"40 of 40 rows were rejected \(not_finite 40\)"):
-        score(config, pool, {"base": bad}, Storage(str(tmp_path)), QUIET, Work())
+        score(config, pool, whole(config, bad), Storage(str(tmp_path)), QUIET, Work())
     assert not list(Path(tmp_path, "scores").glob("*/manifest.json"))
 
 
@@ -173,7 +167,7 @@ def test_a_sample_that_kills_its_scorer_becomes_a_reject_and_the_others_are_scor
     config: Config, pool: Pool, model: Model, tmp_path: Path
 ) -> None:
     expected = table_of(
-        score(config, pool, {"base": model}, Storage(config.storage), QUIET, Work())["base"]
+        score(config, pool, whole(config, model), Storage(config.storage), QUIET, Work())["base"]
     )
     # A token that few samples hold: the model's own code dies of it.
     encoder = Rendering.of(config, model).encoder()
@@ -197,7 +191,7 @@ def test_a_sample_that_kills_its_scorer_becomes_a_reject_and_the_others_are_scor
     lethal = replace(model, path=str(folder), identity="lethal", trust_remote_code=True)
 
     work = Work()
-    scores = score(config, pool, {"base": lethal}, Storage(str(tmp_path)), QUIET, work)
+    scores = score(config, pool, whole(config, lethal), Storage(str(tmp_path)), QUIET, work)
     found = {row["sample_id"]: row for row in table_of(scores["base"]).to_pylist()}
     assert work.samples["base"] == len(pool) - len(killers)
     for row in expected.to_pylist():
@@ -212,11 +206,11 @@ def test_a_scorer_that_is_killed_is_replaced_and_its_rows_are_scored_again(
     config: Config, pool: Pool, model: Model, tmp_path: Path
 ) -> None:
     expected = table_of(
-        score(config, pool, {"base": model}, Storage(config.storage), QUIET, Work())["base"]
+        score(config, pool, whole(config, model), Storage(config.storage), QUIET, Work())["base"]
     )
     work = Work()
     with killing("MapWorker(MapBatches(Scorer))", when=lambda: True, times=2):
-        scores = score(config, pool, {"base": model}, Storage(str(tmp_path)), QUIET, work)
+        scores = score(config, pool, whole(config, model), Storage(str(tmp_path)), QUIET, work)
     assert work.samples["base"] == len(pool)
     found = table_of(scores["base"])
     for name in ("nll", "entropy"):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from instructdiff_ray.models import Model
+from instructdiff_ray.rendering import LIKELIHOOD
 from instructdiff_ray.scorer import PAYING_TOKENS, Scorer
 from instructdiff_ray.watch import start_watch
 
@@ -18,7 +19,9 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 def make_scorer(model: Model, tokens_per_batch: int) -> Scorer:
     threads = torch.get_num_threads()
-    scorer = Scorer({"base": model}, "fp32", tokens_per_batch, 1, 0, start_watch())
+    scorer = Scorer(
+        {"base": model}, LIKELIHOOD, None, "fp32", tokens_per_batch, 1, 0, start_watch()
+    )
     torch.set_num_threads(threads)
     return scorer
 
@@ -33,6 +36,8 @@ def block() -> pa.Table:
             "sample_id": [f"{n:032x}" for n in range(len(ids))],
             "input_ids": pa.array(ids, pa.list_(pa.int32())),
             "response": [[False] + [True] * (len(tokens) - 1) for tokens in ids],
+            "reason": pa.nulls(len(ids), pa.string()),
+            "detail": pa.nulls(len(ids), pa.string()),
         }
     )
 
@@ -69,7 +74,7 @@ def test_a_gpu_finds_its_budget_and_scores_as_the_processor_does(
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     expected = make_scorer(model, 1000)(block)
-    scorer = Scorer({"base": model}, precision, None, 1, 1, start_watch())
+    scorer = Scorer({"base": model}, LIKELIHOOD, None, precision, None, 1, 1, start_watch())
     assert 2048 <= scorer.tokens_per_batch <= PAYING_TOKENS["cuda"]
     assert scorer.scorers["base"].packed == (precision == "bf16")  # flash attention has no fp32
     found = scorer(block)

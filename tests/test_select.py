@@ -12,19 +12,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructdiff_ray.config import SelectConfig
-from instructdiff_ray.pieces import PIECE
+from instructdiff_ray.pieces import piece_schema
 from instructdiff_ray.pool import INDEX, Pool
 from instructdiff_ray.ranking import (
     RANKING,
+    Criteria,
     by_domain,
     fate_counts,
     rank,
     scored_counts,
     selected_ids,
 )
-from instructdiff_ray.select import FATES, select
+from instructdiff_ray.rendering import LIKELIHOOD
+from instructdiff_ray.select import FATES, Measured, select
 from instructdiff_ray.storage import Finished, Folder
+from instructdiff_ray.strategies import STRATEGIES
 
+PIECE = piece_schema(LIKELIHOOD)
+INSTRUCTDIFF = Criteria(STRATEGIES["instructdiff"], lambda _: SelectConfig())
 ROW = st.tuples(
     st.sampled_from(["math", "code"]),
     # Few values, so that ties are common.
@@ -53,7 +58,10 @@ def plain_fates(rows: list[tuple[str, str, float, float]], beta: float, gamma: f
 
 def fates_of(rows: list[tuple[str, str, float, float]], config: SelectConfig) -> dict[str, str]:
     ids, domains, nll, entropy = (np.array(column) for column in zip(*sorted(rows), strict=True))
-    fates = select(np.unique(domains, return_inverse=True)[1], nll, entropy, config)
+    numbers = np.unique(domains, return_inverse=True)[1]
+    tokens = np.ones(len(ids), np.int32)
+    measured = Measured(numbers, tokens, entropy, shift=nll, barred=None)
+    fates = select(measured, None, [config] * (numbers.max() + 1))
     return {name: FATES[fate] for name, fate in zip(ids.tolist(), fates, strict=True)}
 
 
@@ -65,6 +73,69 @@ def fates_of(rows: list[tuple[str, str, float, float]], config: SelectConfig) ->
 def test_the_selection_is_algorithm_1s(rows, ratios) -> None:  # type: ignore[no-untyped-def]
     named = [(f"{number:04d}", *row) for number, row in enumerate(rows)]
     assert fates_of(named, SelectConfig(*ratios)) == plain_fates(named, *ratios)
+
+
+SAMPLE = st.tuples(
+    st.sampled_from([0.0, 0.5, 1.0, 2.0]),  # few values, so that ties are common
+    st.integers(1, 9),
+    st.booleans(),
+)
+
+
+def plain_selection(samples: list[tuple[float, int, bool]], end: str, config: SelectConfig) -> set:
+    """Places of those selected: ranked by (value, place), without a filter."""
+    free = [place for place, (_, _, barred) in enumerate(samples) if not barred]
+    sign = -1 if end == "highest" else 1
+    order = sorted(free, key=lambda place: (sign * samples[place][0], place))
+    if end == "middle":  # from the middle outwards, the lower neighbour first
+        middle = len(order) // 2
+        order = sorted(order, key=lambda p: abs(order.index(p) - middle + 0.25))
+    share = Fraction(str(config.ratio))
+    if config.budget == "samples":
+        count = math.floor(share * len(samples))
+    else:
+        wanted = math.floor(share * sum(tokens for _, tokens, _ in samples))
+        held = np.cumsum([samples[place][1] for place in order])
+        count = 1 + int((held < wanted).sum())
+    count = min(count, config.max_samples or count)
+    return set(order[: max(count, config.min_samples or 1)])
+
+
+@settings(deadline=None, max_examples=200, derandomize=True)
+@given(
+    st.lists(SAMPLE, min_size=1, max_size=40),
+    st.sampled_from(["lowest", "middle", "highest"]),
+    st.sampled_from(["samples", "tokens"]),
+    st.sampled_from([0.05, 0.29, 0.5, 1.0]),
+    st.sampled_from([(None, None), (3, None), (None, 2), (2, 5)]),
+)
+def test_ends_budgets_floors_and_caps(samples, end, budget, ratio, bounds) -> None:  # type: ignore[no-untyped-def]
+    config = SelectConfig(ratio, 0.0, budget, *bounds, entropy=end)
+    values, tokens, barred = (np.array(column) for column in zip(*samples, strict=True))
+    measured = Measured(np.zeros(len(samples), int), tokens, values, None, barred)
+    expected = plain_selection(samples, end, config)
+    for given_end in (end, None):  # the strategy's, and the configuration's
+        fates = [FATES[fate] for fate in select(measured, given_end, [config])]
+        assert {place for place, fate in enumerate(fates) if fate == "selected"} == expected
+        assert [fate == "excluded" for fate in fates] == barred.tolist()
+
+
+@pytest.mark.parametrize("count", range(1, 8))
+def test_the_middle_is_the_ranks_around_half(count: int) -> None:
+    measured = Measured(np.zeros(9, int), np.ones(9, int), np.arange(9.0), None, None)
+    config = SelectConfig(1.0, 0.0, max_samples=count)
+    chosen = np.flatnonzero(select(measured, "middle", [config]) == FATES.index("selected"))
+    assert chosen.tolist() == list(range(4 - count // 2, 4 - count // 2 + count))
+
+
+def test_a_domain_has_its_own_ratios() -> None:
+    measured = Measured(
+        np.array([0] * 20 + [1] * 20), np.ones(40, int), np.arange(40.0), np.arange(40.0), None
+    )
+    fates = select(measured, "lowest", [SelectConfig(0.1, 0.1), SelectConfig(0.5, 0.2)])
+    names = [FATES[fate] for fate in fates]
+    assert [names[:20].count(f) for f in ("selected", "below_band", "above_band")] == [2, 2, 2]
+    assert [names[20:].count(f) for f in ("selected", "below_band", "above_band")] == [10, 4, 4]
 
 
 def test_one_sample_is_selected() -> None:
@@ -93,7 +164,7 @@ def pool(tmp_path: Path) -> Pool:
     ids = sorted(f"{rng.getrandbits(128):032x}" for _ in range(100))
     domains = pa.array(["a", "b"] * 50).dictionary_encode()
     tokens = pa.array([3] * 100, pa.int32())
-    index = pa.table([ids, domains, tokens, tokens], names=INDEX.names).cast(INDEX)
+    index = pa.table([ids, domains, tokens, tokens, tokens], names=INDEX.names).cast(INDEX)
     folder = Folder(str(tmp_path))
     with folder.open_table("index.parquet", INDEX) as write:
         for start in (0, 60):
@@ -130,7 +201,7 @@ def test_the_ranking_holds_deltas_of_the_right_sign_and_its_counts_add_up(pool: 
         "base": written_scores(pool, "base", columns[:2], set()),
         "calibrated": written_scores(pool, "calibrated", columns[2:], set()),
     }
-    ranking = rank(pool, scores, SelectConfig())
+    ranking = rank(pool, scores, INSTRUCTDIFF)
     rows = pa.concat_tables(ranking.rows())
     assert rows.schema == RANKING
     assert rows["sample_id"].to_pylist() == list(pool.ids())
@@ -151,7 +222,7 @@ def test_a_sample_without_scores_is_a_reject_and_the_others_rank_without_it(pool
         "base": written_scores(pool, "base", columns[:2], {7, 60}),
         "calibrated": written_scores(pool, "calibrated", columns[2:], {60, 99}),
     }
-    ranking = rank(pool, scores, SelectConfig())
+    ranking = rank(pool, scores, INSTRUCTDIFF)
     ids = list(pool.ids())
     rows = pa.concat_tables(ranking.rows()).to_pylist()
     assert [row["sample_id"] for row in rows] == [

@@ -1,0 +1,96 @@
+"""Where the work runs, typed and checked: a part of the configuration that changes no result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from instructdiff_ray.errors import require
+
+
+@dataclass
+class TrainResources:
+    """Ray Train workers.
+
+    workers: processes, each with `gpus_per_worker` GPUs (0 trains on CPU).
+    tokens_per_device: tokens in one forward and backward pass; the accumulation steps follow.
+    fsdp: shard model and optimizer over the workers; None does when they don't fit one device.
+    checkpoint_minutes: time between two checkpoints, and so what a crash may cost.
+    """
+
+    workers: int = 1
+    gpus_per_worker: float = 0
+    tokens_per_device: int = 8192
+    fsdp: bool | None = None
+    checkpoint_minutes: float = 10
+
+    def __post_init__(self) -> None:
+        require(self.workers >= 1, f"cluster.train.workers={self.workers} must be ≥ 1")
+        require(
+            self.gpus_per_worker in (0, 1),
+            f"cluster.train.gpus_per_worker={self.gpus_per_worker} must be 0 or 1;"
+            " raise cluster.train.workers for more GPUs",
+        )
+        require(
+            self.tokens_per_device >= 1,
+            f"cluster.train.tokens_per_device={self.tokens_per_device} must be ≥ 1",
+        )
+        require(
+            self.checkpoint_minutes >= 0,
+            f"cluster.train.checkpoint_minutes={self.checkpoint_minutes} must be 0 or more",
+        )
+        require(
+            not (self.fsdp and self.workers == 1),
+            "cluster.train.fsdp=true needs cluster.train.workers of 2 or more",
+        )
+
+
+@dataclass
+class ScoreResources:
+    """Ray Data scoring actors: as many as the cluster holds between the two bounds.
+
+    gpus_per_actor: a fraction lets actors share a GPU; 0 scores on CPU.
+    tokens_per_batch: of one forward pass at most; None: as many as the device's memory holds and
+        make it faster.
+    """
+
+    min_actors: int = 1
+    max_actors: int = 1
+    gpus_per_actor: float = 0
+    tokens_per_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            1 <= self.min_actors <= self.max_actors,
+            f"cluster.score.min_actors={self.min_actors} must be between 1 and"
+            f" cluster.score.max_actors={self.max_actors}",
+        )
+        require(
+            0 <= self.gpus_per_actor <= 1,
+            f"cluster.score.gpus_per_actor={self.gpus_per_actor} must be 0, a fraction of one GPU,"
+            " or 1: an actor's models are on one GPU",
+        )
+        require(
+            self.tokens_per_batch is None or self.tokens_per_batch >= 1,
+            f"cluster.score.tokens_per_batch={self.tokens_per_batch} must be ≥ 1",
+        )
+
+
+@dataclass
+class ClusterConfig:
+    """Where the work runs.
+
+    address: a running Ray cluster; None joins RAY_ADDRESS, or starts Ray on this machine.
+    precision: fp32 | bf16, of the models' matrix products; softmax and entropy are always fp32.
+    """
+
+    name: str = "local"
+    address: str | None = None
+    precision: str = "fp32"
+    train: TrainResources = field(default_factory=TrainResources)
+    score: ScoreResources = field(default_factory=ScoreResources)
+
+    def __post_init__(self) -> None:
+        require(
+            self.precision in ("fp32", "bf16"),
+            f"cluster.precision={self.precision} is not known; use fp32 or bf16",
+        )
