@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from pyarrow import fs as pafs
 
 from instructdiff_ray.errors import DamagedFile, UserError
@@ -252,6 +252,29 @@ class Artifact:
         if any(present.get(name) != size for name, size in files):
             return None
         return Finished(folder, info)
+
+    @contextmanager
+    def turn(self, say: Callable[[str], None]) -> Iterator[Finished | None]:
+        """The finished artifact, or None for the one run whose turn it is to make it.
+
+        Another run that wants the same waits until the first has finished or died. In an object
+        store, where nothing can be locked, both make it, and either result is right.
+        """
+        found = self.finished()
+        if found or is_uri(self.home.path):
+            yield found
+            return
+        os.makedirs(self.home.path, exist_ok=True)
+        lock = FileLock(join(self.home.path, ".lock"))  # a process that dies lets it go
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            say(f"another run makes {self.kind}/{self.key}; waiting for it")
+            lock.acquire()
+        try:
+            yield self.finished()
+        finally:
+            lock.release()
 
     @contextmanager
     def attempt(self) -> Iterator[Attempt]:

@@ -557,3 +557,48 @@ def test_tables_are_written_and_read_by_row_group(tmp_path: Path) -> None:
     with pytest.raises(DamagedFile):
         list(folder.read_row_groups("t.parquet"))
     assert not (tmp_path / "t.parquet").exists()
+
+
+MAKER = """
+import sys, time
+from instructdiff_ray.storage import Storage
+artifact = Storage(sys.argv[1]).artifact("kind", "key")
+with artifact.turn(print) as finished:
+    print("found" if finished else "makes", flush=True)
+    if finished is None:
+        sys.stdin.readline()
+        with artifact.attempt() as attempt:
+            attempt.folder.write_bytes("made", sys.argv[2].encode())
+            attempt.finish({}, {})
+"""
+
+
+def maker(root: Path, name: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", MAKER, str(root), name]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+
+
+def test_of_two_runs_at_once_one_makes_an_artifact_and_the_other_waits_for_it(
+    tmp_path: Path,
+) -> None:
+    first = maker(tmp_path, "first")
+    assert first.stdout and first.stdout.readline() == "makes\n"
+    second = maker(tmp_path, "second")
+    assert second.stdout and "another run makes kind/key" in second.stdout.readline()
+    first.communicate("go\n")
+    assert second.communicate()[0] == "found\n"
+    found = Storage(str(tmp_path)).artifact("kind", "key").finished()
+    assert found and found.folder.read_bytes("made") == b"first"
+
+
+def test_the_turn_of_a_run_that_was_killed_goes_to_the_next(tmp_path: Path) -> None:
+    first = maker(tmp_path, "first")
+    assert first.stdout and first.stdout.readline() == "makes\n"
+    second = maker(tmp_path, "second")
+    assert second.stdout and "waiting" in second.stdout.readline()
+    first.kill()
+    first.wait()
+    assert second.stdout.readline() == "makes\n"
+    second.communicate("go\n")
+    assert Storage(str(tmp_path)).artifact("kind", "key").finished()
