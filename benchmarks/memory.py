@@ -103,7 +103,7 @@ def measure(rows: int) -> dict[str, Any]:
             assert not find_passes(pool, NOWHERE, pieces)
         with step("gather"):
             for role in ROLES:
-                gather(pool, pieces[role], LIKELIHOOD, folder.sub(role))
+                gather(pool, {None: pieces[role]}, LIKELIHOOD, folder.sub(role))
         scores = {role: Finished(folder.sub(role), {}) for role in ROLES}
         with step("select"):
             criteria = Criteria(STRATEGIES["instructdiff"], lambda _: SelectConfig())

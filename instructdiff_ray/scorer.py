@@ -12,12 +12,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 from ray.actor import ActorHandle
+from transformers import PreTrainedModel
 
 from instructdiff_ray.batching import Batch, token_batches
 from instructdiff_ray.blocks import as_lists, lethal_table, scores_table
 from instructdiff_ray.models import Model
 from instructdiff_ray.scoring import SampleScorer
-from instructdiff_ray.throughput import Usage, matrix_product_rate
+from instructdiff_ray.throughput import Usage, keep_freed_memory, matrix_product_rate
 from instructdiff_ray.watch import Watched
 
 # A larger pass is no faster: the weights are read often enough as it is, and what lies between two
@@ -55,16 +56,14 @@ class Scorer:
             self.device = torch.device("cpu")
             # Ray gives a worker one thread for each CPU that it reserves; a scorer may have more.
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // actors_per_node))
+            keep_freed_memory()
         self.usage = Usage()
         self.watched = Watched(watch)
         self.watched.begin_load()
         for model in models.values():
             model.check()
         self.measures = measures
-        self.scorers = {
-            role: SampleScorer(model.load(precision, self.device), rating_tokens)
-            for role, model in models.items()
-        }
+        self.scorers = _load(models, precision, self.device, rating_tokens)
         one = next(iter(self.scorers.values()))
         self.tokens_per_batch = tokens_per_batch or paying_tokens(one, gpus)
         self.rate = matrix_product_rate(one.model)
@@ -138,6 +137,26 @@ class Scorer:
                 tables.append(self._score(one))
                 self.watched.end(sample_id, scored=True)
         return pa.concat_tables(tables)
+
+
+def _load(
+    models: Mapping[str, Model],
+    precision: str,
+    device: torch.device,
+    rating_tokens: list[int] | None,
+) -> dict[str, SampleScorer]:
+    """A scorer for each role; a model and adapters of it share one copy of its weights."""
+    adapted = {model.path: model for model in models.values() if model.adapter}
+    loaded: dict[str, PreTrainedModel] = {}
+    scorers = {}
+    for role, model in models.items():
+        shared = adapted.get(model.path, model)
+        assert model.adapter in (None, shared.adapter), "one adapter at a time"
+        if model.path not in loaded:
+            loaded[model.path] = shared.load(precision, device)
+        on = None if shared.adapter is None else model.adapter is not None
+        scorers[role] = SampleScorer(loaded[model.path], rating_tokens, on)
+    return scorers
 
 
 def paying_tokens(scorer: SampleScorer, gpus: float) -> int:

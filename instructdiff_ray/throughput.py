@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 import time
 from dataclasses import dataclass, fields
 from statistics import median
 from typing import TYPE_CHECKING, Any
+
+# From malloc.h.
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,6 +44,19 @@ class Usage:
             "waited": self.waited_s / max(1e-9, self.busy_s + self.waited_s),
             "matrix_product_rate": self.operations / max(1e-9, self.possible),
         }
+
+
+def keep_freed_memory() -> None:
+    """For computing on processors: what one step frees stays in this process for the next.
+
+    In Ray's workers the C library gives it back to the system after every step, and fetching it
+    again page by page took a quarter of a scorer's time (benchmarks/LOG.md). Only glibc has these
+    settings.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(TRIM_THRESHOLD, 1 << 30)
+        libc.mallopt(MMAP_THRESHOLD, 32 << 20)  # the most that it takes
 
 
 def matrix_product_rate(model: PreTrainedModel) -> float:
