@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from instructdiff_ray.progress import duration
@@ -17,9 +17,42 @@ def result_table(summary: Mapping[str, Any], folder: Folder) -> str:
     blocks = [_counts(summary), _domains(summary["domains"]), _cost(summary)]
     names = ("selected.jsonl", "ranking.parquet", "rejects.jsonl", "report/index.html")
     paths = "\n".join(f"  {join(folder.path, name)}" for name in (*names, "summary.json"))
-    if model := summary["calibrated_model"]:
-        blocks.append(f"calibrated model\n  {model}")
+    if models := summary["calibrated_model"]:
+        listed = models.values() if isinstance(models, dict) else [models]
+        blocks.append("\n  ".join(["calibrated model", *listed]))
     return "\n" + "\n\n".join([*blocks, paths])
+
+
+def sweep_table(runs: Sequence[tuple[Mapping[str, str], Mapping[str, Any] | None]]) -> str:
+    """One line a run of a sweep: its own of the settings, and its summary (None: failed)."""
+    names = list(dict.fromkeys(name for settings, _ in runs for name in settings))
+    varied = [n for n in names if len({settings.get(n) for settings, _ in runs}) > 1]
+    head = ["run", *varied, "pool", "selected", "of tokens", "forward passes", "seconds"]
+    rows = [head]
+    for number, (settings, summary) in enumerate(runs):
+        row = [str(number), *(settings.get(name, "") for name in varied)]
+        if not summary:
+            rows.append([*row, "failed", "", "", "", ""])
+            continue
+        counts = summary["counts"]
+        share = counts["selected_response_tokens"] / max(1, counts["response_tokens"])
+        passes = sum(summary["scoring"]["samples_scored"].values())
+        seconds = sum(summary["seconds"].values())
+        figures = [f"{counts['pool']:,}", f"{counts['selected']:,}", f"{share:.1%}"]
+        rows.append([*row, *figures, f"{passes:,}", f"{seconds:.1f}"])
+    return aligned_table(rows, text_columns=1 + len(varied))
+
+
+def aligned_table(rows: Sequence[Sequence[str]], text_columns: int) -> str:
+    """Columns of the same width: the first ones to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if place < text_columns else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
 
 
 def _counts(summary: Mapping[str, Any]) -> str:
@@ -51,7 +84,8 @@ def _domains(domains: Mapping[str, Mapping[str, Any]]) -> str:
     for name, domain in domains.items():
         measures = [(label, column) for column, label in LABELS.items() if column in domain]
         for label, column in measures:
-            values = "".join(f"{domain[column][point]:>9.3f}" for point in POINTS)
+            points = [domain[column][point] for point in POINTS]
+            values = "".join(f"{'–' if p is None else f'{p:.3f}':>9}" for p in points)
             first = (label, column) == measures[0]
             counts = f"{domain['pool']:>10,}{domain['selected']:>10,}" if first else " " * 20
             lines.append(f"{name if first else '':<{width}}{counts}    {label:<9}{values}")

@@ -30,7 +30,8 @@ from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 from transformers.utils.logging import disable_progress_bar
 
-from instructdiff_ray.config import Config
+from instructdiff_ray.config import CalibrateConfig, Config, SelectConfig
+from instructdiff_ray.console import sweep_table
 from instructdiff_ray.errors import UserError, user_error_in
 from instructdiff_ray.pipeline import Run, run_name
 from instructdiff_ray.resources import ClusterConfig
@@ -52,10 +53,13 @@ def launch(stage: Callable[[Run], None]) -> None:
     disable_progress_bar()
     ConfigStore.instance().store(name="schema", node=Config)
     failures: list[str] = []
+    points: list[tuple[dict[str, str], dict | None]] = []
 
     def task(settings: DictConfig) -> None:
+        chosen = dict(o.partition("=")[::2] for o in HydraConfig.get().overrides.task)
+        points.append((chosen, None))
         try:
-            run_stage(stage, settings)
+            points[-1] = (chosen, run_stage(stage, settings).summary)
         except UserError as error:
             failures.append(_say(str(error)))
         except OmegaConfBaseException as error:
@@ -79,20 +83,26 @@ def launch(stage: Callable[[Run], None]) -> None:
         failures.append(_say(_one_line(error)))
     except KeyboardInterrupt:
         failures.append(_say("interrupted; the same command goes on where it stopped"))
+    if len(points) > 1 and any(summary for _, summary in points):
+        print(f"\nall runs of the sweep\n{sweep_table(points)}", flush=True)
     sys.exit(1 if failures else 0)
 
 
-def run_stage(stage: Callable[[Run], None], settings: DictConfig) -> None:
+def run_stage(stage: Callable[[Run], None], settings: DictConfig) -> Run:
     config = build_config(settings)
     run = Run(config)
     start_ray(config.cluster)
     stage(run)
+    return run
 
 
 def build_config(settings: DictConfig) -> Config:
     """The library's configuration, checked; in a sweep each point has a run folder of its own."""
     # Merged into the dataclasses once more, for Hydra lets `+name=value` add to them.
     values = OmegaConf.to_container(settings, resolve=True)
+    assert isinstance(values, dict)
+    for own in values["domains"].values():
+        _type_domain(own)
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
     assert isinstance(config, Config)
     job = HydraConfig.get()
@@ -102,6 +112,18 @@ def build_config(settings: DictConfig) -> Config:
     if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
         _check_outlives_job(config)
     return config
+
+
+def _type_domain(own: object) -> None:
+    """Gives a domain's own settings the types of the common ones, in place; what is no setting is
+    left for the configuration to refuse."""
+    schemas = {"calibrate": CalibrateConfig, "select": SelectConfig}
+    for part, given in own.items() if isinstance(own, dict) else ():
+        if part in schemas and isinstance(given, dict):
+            typed = OmegaConf.structured(schemas[part])
+            for name in given.keys() & typed.keys():
+                typed[name] = given[name]
+                given[name] = typed[name]
 
 
 def _check_outlives_job(config: Config) -> None:
@@ -126,6 +148,8 @@ def _one_line(error: Exception) -> str:
     unknown = re.search(r"Could not override '([^']+)'|Key '([^']+)' not in", text)
     if unknown:
         name = unknown.group(1) or (key.group(1) if key else unknown.group(2))
+        if name.startswith("domains."):
+            return f"{name} is new to the configuration; put a + before it: +{name}=…"
         near = difflib.get_close_matches(name, _known_keys(), n=1)
         return f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else "")
     if choice := re.search(

@@ -66,6 +66,19 @@ MISTAKES = {
         "select.ratoi is not a setting; did you mean select.ratio",
     ),
     "added key": (["+rato=0.1"], "rato is not a setting"),
+    "a domain's own": (["domains.law.select.ratio=0.2"], "put a + before it: +domains.law."),
+    "unknown in a domain": (
+        ["+domains.law.select.ratoi=0.2"],
+        "domains.law.select.ratoi is not a setting",
+    ),
+    "one for all domains": (["+domains.law.select.filter=ppl"], "select.filter is one for all"),
+    "unknown strategy": (["strategy=ppl"], "strategy=ppl is not known; use one of instructdiff,"),
+    "rounds of a baseline": (["strategy=ifd", "rounds=2"], "rounds=2 makes no sense with"),
+    "no small model": (
+        ["strategy=superfiltering", "baseline.small_model=./nowhere"],
+        "baseline.small_model=./nowhere is no folder",
+    ),
+    "budget": (["select.budget=words"], "select.budget=words is not known; use samples or tokens"),
     "unknown domain": (
         ["domain=physics"],
         "domain=physics is not known; choose code, demo, general",
