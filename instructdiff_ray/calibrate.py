@@ -14,10 +14,10 @@ import pyarrow as pa
 from instructdiff_ray.config import Config
 from instructdiff_ray.models import Model
 from instructdiff_ray.pool import Pool, pool_rows
-from instructdiff_ray.progress import Progress
+from instructdiff_ray.progress import Progress, Stage
 from instructdiff_ray.rendering import Rendering
 from instructdiff_ray.resources import TrainResources
-from instructdiff_ray.storage import Artifact, Finished, Storage, make_key
+from instructdiff_ray.storage import Artifact, Finished, Folder, Storage, make_key
 
 VERSION = 2  # of what this stage computes; raise it when the same input gives another model
 
@@ -27,8 +27,9 @@ def model_artifact(
 ) -> tuple[Artifact, dict[str, Any]]:
     """Where the model calibrated on these samples is or will be, and what its key is made of."""
     hyper = asdict(config.calibrate)
-    # Neither changes what is learned: α only chose the samples, checkpointing only saves memory.
-    for name in ("ratio", "gradient_checkpointing", "max_length"):
+    # None changes what is learned: α and the domain only chose the samples, checkpointing only
+    # saves memory, and the length is in the rendering.
+    for name in ("ratio", "gradient_checkpointing", "max_length", "per_domain"):
         del hyper[name]
     inputs = {
         "version": VERSION,
@@ -47,13 +48,11 @@ def calibrated_model(base: Model, finished: Finished, key: str) -> Model:
     # The key says what was trained, the weights which training it was: on GPUs no two give the same
     # to the last bit, and scores of two must not be mixed.
     weights = finished.info["weights"]
-    return replace(
-        base,
-        path=finished.folder.sub("model").path,
-        revision=None,
-        identity=f"{key}/{weights}",
-        digest=weights,
-    )
+    own = replace(base, identity=f"{key}/{weights}", digest=weights)
+    folder = finished.folder.sub("model").path
+    if finished.info["adapter"]:
+        return replace(own, adapter=folder)
+    return replace(own, path=folder, revision=None)
 
 
 def calibrate(
@@ -63,36 +62,53 @@ def calibrate(
     sample_ids: list[str],
     storage: Storage,
     progress: Progress,
+    stage: str = "calibrate",
 ) -> Model:
-    """The base model fine-tuned on these samples of the pool, from storage or trained now."""
+    """The base model fine-tuned on these samples of the pool, from storage or trained now.
+
+    stage: what the run's lines call it.
+    """
     artifact, inputs = model_artifact(config, base, sample_ids, storage)
     checkpoints = _checkpoints(artifact.key, config.cluster.train, storage)
-    if finished := artifact.finished():
-        checkpoints.home.delete()  # of a run that died when it had just finished
-        return calibrated_model(base, finished, artifact.key)
+    with artifact.turn(progress.say) as finished:
+        if finished is None:
+            with artifact.attempt() as attempt, progress.stage(stage, "steps") as steps:
+                scratch = attempt.folder.sub("scratch")
+                rows = pool_rows(pool, sample_ids, ["sample_id", "parts"])
+                scratch.write_table("train.parquet", pa.concat_tables(rows).sort_by("sample_id"))
+                weights = _train(config, base, scratch, attempt.folder, checkpoints, steps)
+                scratch.delete()
+                adapter = config.calibrate.lora_rank is not None
+                info = {"samples": len(sample_ids), "weights": weights, "adapter": adapter}
+                finished = attempt.finish(inputs, info)
+        checkpoints.home.delete()  # also those of a run that died when it had just finished
+    return calibrated_model(base, finished, artifact.key)
+
+
+def _train(
+    config: Config,
+    base: Model,
+    samples: Folder,
+    target: Folder,
+    checkpoints: Artifact,
+    steps: Stage,
+) -> str:
+    """Trains a model into `target/model`; gives the identity of its weights."""
     # Imported here: the Trainer takes seconds to import, and a finished model needs none.
     from instructdiff_ray.training import TrainTask, fit
 
-    with artifact.attempt() as attempt, progress.stage("calibrate", "steps") as stage:
-        scratch = attempt.folder.sub("scratch")
-        rows = pool_rows(pool, sample_ids, ["sample_id", "parts"])
-        scratch.write_table("train.parquet", pa.concat_tables(rows).sort_by("sample_id"))
-        task = TrainTask(
-            model=base,
-            rendering=Rendering.of(config, base),
-            calibrate=config.calibrate,
-            resources=config.cluster.train,
-            precision=config.cluster.precision,
-            seed=config.seed,
-            samples=scratch,
-            target=attempt.folder.sub("model"),
-            checkpoints=checkpoints,
-        )
-        weights = fit(task, stage)
-        scratch.delete()
-        finished = attempt.finish(inputs, {"samples": len(sample_ids), "weights": weights})
-        checkpoints.home.delete()
-        return calibrated_model(base, finished, artifact.key)
+    task = TrainTask(
+        model=base,
+        rendering=Rendering.of(config, base),
+        calibrate=config.calibrate,
+        resources=config.cluster.train,
+        precision=config.cluster.precision,
+        seed=config.seed,
+        samples=samples,
+        target=target.sub("model"),
+        checkpoints=checkpoints,
+    )
+    return fit(task, steps)
 
 
 def _checkpoints(key: str, resources: TrainResources, storage: Storage) -> Artifact:

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from instructdiff_ray.config import Config, SelectConfig
-from instructdiff_ray.pool import Pool, read_pool, stream
+from instructdiff_ray.pool import Pool, pool_rows
 from instructdiff_ray.select import sample_count
 
 K1, K2, K3 = 10_000, 200, 100
@@ -76,7 +76,7 @@ def _greedy(texts: Sequence[bytes], places: list[int]) -> Iterator[int]:
 def order_by_compression(config: Config, pool: Pool) -> dict[str, int]:
     """The place of each picked sample in the order of picking, within its domain's budget."""
     columns = ["sample_id", "domain", "parts", "response_tokens"]
-    table = pa.concat_tables(t.select(columns) for t in stream(read_pool(pool, columns)))
+    table = pa.concat_tables(pool_rows(pool, pool.ids(), columns))
     table = table.sort_by("sample_id")
     domains, ids = table["domain"].to_numpy(), table["sample_id"].to_pylist()
     tokens = table["response_tokens"].to_numpy()

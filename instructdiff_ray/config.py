@@ -19,12 +19,14 @@ ALL_DOMAINS_SELECT = ("filter",)
 class DataConfig:
     """Where the instruction pool comes from.
 
-    path: file, folder or glob, or a list of them; local or a URI (s3://, gs://, abfs://).
+    path: file, folder or glob, or a list of them; local or a URI (s3://, gs://, abfs://). For files
+        that are a domain each, a mapping: domain → its path or paths.
     limit: rows read at most, in file order; None reads all.
     format: json | jsonl | parquet | csv; None goes by the file's name.
     columns: the user's names for `instruction`, `input`, `response`, `messages`; None recognises
         the usual schemas row by row.
-    domain_column: column that names each row's domain; None gives all rows the configured domain.
+    domain_column: column that names each row's domain; None goes by the file, where `path` names
+        domains, and else gives all rows the configured domain.
     keep_duplicates: keep rows whose instruction and response were already read.
     over_long: reject | truncate what is longer than `calibrate.max_length` tokens.
     max_reject_ratio: share of the rows read that may be rejected, duplicates aside, before the run
@@ -50,6 +52,10 @@ class DataConfig:
             self.over_long in ("reject", "truncate"),
             f"data.over_long={self.over_long} is not known; use reject or truncate",
         )
+        require(
+            not (isinstance(self.path, dict) and self.domain_column is not None),
+            "both data.domain_column and data.path name domains; leave out one of them",
+        )
         require(self.limit is None or self.limit > 0, f"data.limit={self.limit} must be 1 or more")
         require(
             0 <= self.max_reject_ratio <= 1,
@@ -68,8 +74,16 @@ class DataConfig:
     @property
     def paths(self) -> list[str]:
         """`path` as a list."""
-        paths = self.path if isinstance(self.path, (list, tuple)) else [self.path]
-        return [str(path) for path in paths if path is not None]
+        return [path for paths in self.paths_by_domain.values() for path in paths]
+
+    @property
+    def paths_by_domain(self) -> dict[str | None, list[str]]:
+        """`path` as lists, by the domain that it names for them; None: it names none."""
+        named = self.path if isinstance(self.path, dict) else {None: self.path}
+        return {
+            domain: [str(p) for p in (paths if isinstance(paths, (list, tuple)) else [paths]) if p]
+            for domain, paths in named.items()
+        }
 
 
 @dataclass
@@ -129,6 +143,10 @@ class CalibrateConfig:
 
     ratio: α, share of the pool in the warm-up subset.
     max_length: tokens of a sample at most, in training and in scoring.
+    lora_rank: None trains all parameters (the paper); else adapters of this rank in all linear
+        layers, the head aside, and base and calibrated model share one copy of the base weights.
+    per_domain: one calibrated model for each domain of the pool, from its own share of the warm-up
+        subset, instead of one for all.
     warmup_steps_ratio: share of the steps in which the learning rate rises.
     gradient_checkpointing: recompute activations to save memory.
     """
@@ -142,11 +160,17 @@ class CalibrateConfig:
     warmup_steps_ratio: float = 0.05
     max_grad_norm: float = 1.0
     gradient_checkpointing: bool = False
+    lora_rank: int | None = None
+    per_domain: bool = False
 
     def __post_init__(self) -> None:
         require(0 < self.ratio <= 1, f"calibrate.ratio={self.ratio} must be in (0, 1]")
         for name in ("epochs", "global_batch_size"):
             require(getattr(self, name) >= 1, f"calibrate.{name}={getattr(self, name)} must be ≥ 1")
+        require(
+            self.lora_rank is None or self.lora_rank >= 1,
+            f"calibrate.lora_rank={self.lora_rank} must be 1 or more",
+        )
         require(self.max_length >= 2, f"calibrate.max_length={self.max_length} must be ≥ 2")
         require(
             0 < self.learning_rate < math.inf,
@@ -177,7 +201,8 @@ class SelectConfig:
     min_samples, max_samples: of each domain, whatever the ratio says.
     entropy: which end of ΔH, of what the filter leaves: lowest (the method), middle or highest.
     filter: what is cut at both ends: `nll` (ΔNLL, the method) or `ppl` (ΔPPL).
-    exclude_warmup: select no sample that the first calibrated model was trained on.
+    exclude_warmup: select no sample that the first calibrated model was trained on; a baseline has
+        none.
     exclude_mismatched: select no sample whose response is no likelier with its prompt than without
         (IFD ≥ 1); costs one more pass of the base model.
     """
@@ -234,6 +259,35 @@ class BaselineConfig:
 
 
 @dataclass
+class FinetuneConfig:
+    """What jobs/finetune.py trains, with the settings of `calibrate`.
+
+    model: a Hugging Face folder or hub name; None: model.base. A larger model of the family that
+        selected is what the paper calls weak to strong.
+    selection: folder of the run whose selection is taken; None: what the configuration selects.
+    """
+
+    model: str | None = None
+    selection: str | None = None
+
+
+@dataclass
+class EvaluateConfig:
+    """How jobs/evaluate.py judges a selection.
+
+    holdout: share of the pool that is neither selected from nor trained on.
+    seeds: trainings of each kind, from `seed` on; each also draws its own warm-up subset.
+    """
+
+    holdout: float = 0.1
+    seeds: int = 3
+
+    def __post_init__(self) -> None:
+        require(0 < self.holdout < 1, f"evaluate.holdout={self.holdout} must be in (0, 1)")
+        require(self.seeds >= 1, f"evaluate.seeds={self.seeds} must be 1 or more")
+
+
+@dataclass
 class Config:
     """Everything one run needs.
 
@@ -255,6 +309,8 @@ class Config:
     select: SelectConfig = field(default_factory=SelectConfig)
     strategy: str = "instructdiff"
     baseline: BaselineConfig = field(default_factory=BaselineConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     rounds: int = 1
     storage: str = "outputs"
@@ -270,6 +326,10 @@ class Config:
             self.rounds == 1 or STRATEGIES[self.strategy].calibrates,
             f"rounds={self.rounds} makes no sense with strategy={self.strategy}, which calibrates"
             " no model; use rounds=1",
+        )
+        require(
+            not (self.calibrate.lora_rank and self.cluster.train.fsdp),
+            "cluster.train.fsdp=true and calibrate.lora_rank don't go together; leave out one",
         )
         require(self.rounds >= 1, f"rounds={self.rounds} must be ≥ 1")
         require(bool(self.domain.strip()), "domain must be a name")
@@ -292,6 +352,10 @@ class Config:
         """How this domain is filtered and ranked."""
         return replace(self.select, **self.domains.get(domain, {}).get("select", {}))
 
+    def domains_with(self, part: str, name: str) -> set[str]:
+        """Domains that have a value of their own for this setting."""
+        return {domain for domain, own in self.domains.items() if name in own.get(part, {})}
+
     def excludes(self, what: str) -> bool:
         """Whether samples of any domain are excluded for being `warmup` or `mismatched`."""
         configs = [self.select, *(self.select_of(name) for name in self.domains)]
@@ -308,11 +372,13 @@ class Config:
             f"{where} may hold `calibrate` and `select`",
         )
         for part, common in (("calibrate", ALL_DOMAINS_CALIBRATE), ("select", ALL_DOMAINS_SELECT)):
+            require(isinstance(own.get(part, {}), dict), f"{where}.{part} must hold settings")
             known = {f.name for f in fields(getattr(self, part))}
             for key in own.get(part, {}):
                 require(key in known, f"{where}.{part}.{key} is not a setting")
                 require(key not in common, f"{part}.{key} is one for all domains, set it there")
         try:
-            self.select_of(name), self.calibrate_of(name)
+            own_select, own_calibrate = self.select_of(name), self.calibrate_of(name)
+            replace(self, select=own_select, calibrate=own_calibrate, domains={})
         except UserError as error:
             raise UserError(f"{where}: {error}") from None

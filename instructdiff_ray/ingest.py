@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -28,7 +28,7 @@ from instructdiff_ray.rendering import Rendering
 from instructdiff_ray.samples import Part, Reject, domain_of, parse_row, sample_id
 from instructdiff_ray.settle import Settling, reject_row
 from instructdiff_ray.sources import SourceFile, find_files, read_rows
-from instructdiff_ray.storage import Artifact, Folder, Storage, make_key
+from instructdiff_ray.storage import Artifact, Finished, Folder, Storage, make_key
 from instructdiff_ray.template import Encoded
 
 VERSION = 3  # of what this stage computes; raise it when the same input gives another pool
@@ -44,7 +44,7 @@ def pool_artifact(config: Config, model: Model, storage: Storage) -> tuple[Artif
     A source file is known by path, size and modification time: reading terabytes to find that
     nothing changed would cost more than ingesting again, which runs no model.
     """
-    files = find_files(config.data.paths, config.data.format)
+    files = source_files(config.data)
     data = asdict(config.data)
     for name in ("path", "max_reject_ratio"):  # the one is in `files`, the other changes no pool
         del data[name]
@@ -64,9 +64,15 @@ def ingest(config: Config, model: Model, storage: Storage, progress: Progress) -
     Raises UserError for a missing path, an unknown format, or a pool without a valid row.
     """
     artifact, inputs = pool_artifact(config, model, storage)
-    if finished := artifact.finished():
-        return open_pool(finished, artifact.key)
-    files = find_files(config.data.paths, config.data.format)
+    with artifact.turn(progress.say) as finished:
+        found = finished or _make_pool(config, model, artifact, inputs, progress)
+    return open_pool(found, artifact.key)
+
+
+def _make_pool(
+    config: Config, model: Model, artifact: Artifact, inputs: dict[str, Any], progress: Progress
+) -> Finished:
+    files = source_files(config.data)
     with artifact.attempt() as attempt, progress.stage("ingest", "rows", _bytes(files)) as stage:
         settling = Settling(config.data.keep_duplicates, attempt.folder)
         for receipt in _parse_files(files, config, model, attempt.folder):
@@ -75,7 +81,23 @@ def ingest(config: Config, model: Model, storage: Storage, progress: Progress) -
         info = settling.finish()
         if not info["counts"]["pool"]:
             raise UserError(_empty_pool(config.data.paths, info["counts"]["rejected"]))
-        return open_pool(attempt.finish(inputs, info), artifact.key)
+        return attempt.finish(inputs, info)
+
+
+def source_files(data: DataConfig) -> list[SourceFile]:
+    """The files that `data.path` names, each with its domain where it names one.
+
+    Raises UserError for a path that names nothing, or a file that is of two domains.
+    """
+    found: dict[str, SourceFile] = {}
+    for domain, paths in data.paths_by_domain.items():
+        for file in find_files(paths, data.format):
+            if found.setdefault(file.path, replace(file, domain=domain)).domain != domain:
+                raise UserError(
+                    f"data.path has {file.path} in the domains {found[file.path].domain} and"
+                    f" {domain}; a file is of one"
+                )
+    return list(found.values())
 
 
 def _bytes(files: list[SourceFile]) -> int | None:
@@ -121,10 +143,13 @@ def shards(files: Sequence[SourceFile]) -> Iterator[list[SourceFile]]:
 def read_shard(batch: dict[str, Any], limit: int | None) -> Iterator[pa.Table]:
     """Rows of the files of one shard, as they come, in tables of a bounded number of rows."""
     files = [SourceFile(**file) for file in batch["shard"][0]]
-    rows = islice(((file.path, *row) for file in files for row in read_rows(file)), limit)
+    rows = islice(
+        ((file.path, file.domain, *row) for file in files for row in read_rows(file)), limit
+    )
     schema = pa.schema(
         [
             ("file", pa.string()),
+            ("domain", pa.string()),
             ("line", pa.int64()),
             ("text", pa.large_string()),
             ("reason", pa.string()),
@@ -144,8 +169,8 @@ def read_shard(batch: dict[str, Any], limit: int | None) -> Iterator[pa.Table]:
 class ParseRows:
     """Parses, renders and measures a block of raw rows and writes it as a part of the pool.
 
-    Called with a table of (file, line, text, reason, detail); gives the receipt: a row for each
-    with its fate, and the names of the part files that were written.
+    Called with a table of (file, domain, line, text, reason, detail); gives the receipt: a row for
+    each with its fate, and the names of the part files that were written.
     """
 
     def __init__(self, data: DataConfig, domain: str, rendering: Rendering, folder: Folder) -> None:
@@ -178,7 +203,7 @@ class ParseRows:
             return Reject(row["reason"], row["detail"])
         try:
             source, parts = parse_row(row["text"], self.data.columns)
-            return parts, domain_of(source, self.data.domain_column, self.domain)
+            return parts, domain_of(source, self.data.domain_column, row["domain"] or self.domain)
         except Reject as reject:
             return reject
 

@@ -7,9 +7,11 @@ import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from httpx2 import HTTPError
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -21,7 +23,7 @@ from instructdiff_ray.storage import Folder, absolute, is_uri, local_copy, make_
 # and not every process that is told of a model loads something of it.
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 # The files that determine what a model folder computes and how it reads text.
@@ -37,6 +39,8 @@ class Model:
         model's name and commit.
     max_length: positions that the model can attend over; None where its config has no limit.
     digest: what `folder_identity` gave when the folder was written; None for one that is not ours.
+    adapter: folder of the LoRA adapter that makes this model of the one at `path`; the digest is
+        its.
     """
 
     path: str
@@ -45,30 +49,52 @@ class Model:
     identity: str
     max_length: int | None
     digest: str | None = None
+    adapter: str | None = None
+
+    @property
+    def trained(self) -> str:
+        """Where what was trained is: the model's folder, or its adapter's."""
+        return self.adapter or self.path
 
     def check(self) -> None:
         """Raises DamagedFile where a folder of ours is not what was written; it is deleted."""
-        if self.digest is None or folder_identity(local_copy(self.path)) == self.digest:
+        folder = self.trained
+        if self.digest is None or folder_identity(local_copy(folder)) == self.digest:
             return
-        if is_uri(self.path):  # this machine's copy, or what it is a copy of?
-            shutil.rmtree(local_copy(self.path))
-            if folder_identity(local_copy(self.path)) == self.digest:
+        if is_uri(folder):  # this machine's copy, or what it is a copy of?
+            shutil.rmtree(local_copy(folder))
+            if folder_identity(local_copy(folder)) == self.digest:
                 return
-        Folder(self.path).delete()
-        raise DamagedFile(
-            f"{self.path} was damaged and is deleted; the same command trains it anew"
-        )
+        Folder(folder).delete()
+        raise DamagedFile(f"{folder} was damaged and is deleted; the same command trains it anew")
+
+    def family(self) -> str:
+        """Its architecture; models of one family and one tokenizer see samples alike."""
+        return str(self._config().model_type)
+
+    def vocabulary(self) -> dict[str, int]:
+        """The tokenizer's words and their numbers."""
+        return self.load_tokenizer().get_vocab()
 
     def parameters(self) -> int:
         """How many it has, from its configuration alone."""
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM
 
-        place, trust = local_copy(self.path), self.trust_remote_code
-        config = AutoConfig.from_pretrained(place, revision=self.revision, trust_remote_code=trust)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
+            model = AutoModelForCausalLM.from_config(
+                self._config(), trust_remote_code=self.trust_remote_code
+            )
         return int(model.num_parameters())
+
+    def _config(self) -> PreTrainedConfig:
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(
+            local_copy(self.path),
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+        )
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         from transformers import AutoTokenizer
@@ -99,6 +125,8 @@ class Model:
             use_safetensors=True,
             dtype=DTYPES[precision],
         )
+        if self.adapter:
+            model.load_adapter(local_copy(self.adapter))
         # Loaded and then moved: a device map would need accelerate's hooks in every forward pass.
         model = model.eval()
         return model if device is None else model.to(device)
@@ -145,7 +173,7 @@ def _hub_commit(name: str, revision: str | None) -> tuple[str, set[str]]:
             folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
             return folder.name, {path.name for path in folder.iterdir()}
         info = HfApi().model_info(name, revision=revision)
-    except (OSError, HfHubHTTPError, HFValidationError) as error:
+    except (OSError, HTTPError, HfHubHTTPError, HFValidationError) as error:
         raise UserError(
             f"model.base={name} is neither a folder here nor a hub model that can be reached"
             f" ({_first_line(error)})"
@@ -171,7 +199,7 @@ def folder_identity(folder: str) -> str:
     files = sorted(p for p in Path(folder).iterdir() if p.suffix in CONTENT and p.is_file())
     _check_files(folder, {path.name for path in files})
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
-        digests = list(pool.map(_file_digest, files))
+        digests = list(pool.map(_known_digest, files))
     return make_key(files={p.name: digest for p, digest in zip(files, digests, strict=True)})
 
 
@@ -187,7 +215,13 @@ def _check_files(path: str, names: set[str]) -> None:
         raise UserError(f"model.base={path} has no tokenizer.json; save its tokenizer there")
 
 
-def _file_digest(path: Path) -> str:
+def _known_digest(path: Path) -> str:
+    status = path.stat()
+    return _file_digest(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)  # the runs of a sweep share a process, and a model's files are large
+def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 22):

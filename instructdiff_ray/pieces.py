@@ -8,8 +8,9 @@ again when scores are next computed.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from itertools import islice
 
 import numpy as np
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 
 from instructdiff_ray.buckets import Buckets, bucket_numbers, id_array
 from instructdiff_ray.errors import DamagedFile
-from instructdiff_ray.pool import Pool
+from instructdiff_ray.pool import Pool, among, of_domain
 from instructdiff_ray.storage import Folder
 
 
@@ -76,22 +77,33 @@ def aligned(pool: Pool, *others: Buckets) -> Iterator[tuple[pa.Table, ...]]:
     assert group is None, "the index is not in the order of buckets"
 
 
-def gather(pool: Pool, pieces: Folder, measures: Sequence[str], target: Folder) -> None:
+def gather(
+    pool: Pool, pieces: Mapping[str | None, Folder], measures: Sequence[str], target: Folder
+) -> None:
     """Write `scores.parquet`: one row for each sample of the pool, in the index's order.
 
-    Two runs at once may both have scored a sample: any of its rows is right, the least is taken, so
-    that the choice does not depend on file names.
+    pieces: of each domain, or of all under None. Two runs at once may both have scored a sample:
+    any of its rows is right, the least is taken, so that the choice does not depend on file names.
     """
     schema = piece_schema(measures)
-    with read_pieces(pieces, schema) as found, target.open_table(SCORES, schema) as write:
-        for index, rows in aligned(pool, found):
-            ids, wanted = id_array(rows), id_array(index)
-            order = np.lexsort((*(rows[name].to_numpy() for name in reversed(measures)), ids))
-            unique, first = np.unique(ids[order], return_index=True)
-            places = np.searchsorted(unique, wanted)
-            found_all = (
-                len(unique) and (unique[np.minimum(places, len(unique) - 1)] == wanted).all()
-            )
-            if not found_all:
-                raise DamagedFile("a piece was damaged and is deleted; the same command goes on")
-            write(rows.take(order[first[places]]).combine_chunks())
+    with ExitStack() as stack:
+        write = stack.enter_context(target.open_table(SCORES, schema))
+        found = [stack.enter_context(read_pieces(folder, schema)) for folder in pieces.values()]
+        for index, *tables in aligned(pool, *found):
+            wanted, rows = id_array(index), []
+            for domain, table in zip(pieces, tables, strict=True):
+                own = np.full(len(wanted), True) if domain is None else of_domain(index, domain)
+                rows.append(_rows_of(table, wanted[own], measures))
+            scores = pa.concat_tables(rows)
+            write((scores if len(rows) == 1 else scores.sort_by("sample_id")).combine_chunks())
+
+
+def _rows_of(table: pa.Table, wanted: np.ndarray, measures: Sequence[str]) -> pa.Table:
+    """The row of each wanted id, in their order. Raises DamagedFile where one is missing."""
+    ids = id_array(table)
+    order = np.lexsort((*(table[name].to_numpy() for name in reversed(measures)), ids))
+    unique, first = np.unique(ids[order], return_index=True)
+    places = np.searchsorted(unique, wanted)
+    if not among(wanted, unique).all():
+        raise DamagedFile("a piece was damaged and is deleted; the same command goes on")
+    return table.take(order[first[places]])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 from ray.data.exceptions import ExecutionTimeoutError
@@ -17,6 +19,7 @@ from ray.exceptions import RayError
 
 from instructdiff_ray.buckets import id_array
 from instructdiff_ray.errors import UserError, user_error_in
+from instructdiff_ray.sampling import draw
 from instructdiff_ray.storage import Finished, Folder
 
 PARTS = pa.list_(pa.struct([("kind", pa.string()), ("text", pa.string())]))
@@ -58,13 +61,33 @@ INDEX = pa.schema(
 
 
 @dataclass(frozen=True)
+class Split:
+    """A share of a pool, drawn by a hash of the ids, or the rest of it.
+
+    A sample stays on its side when the pool grows.
+    """
+
+    ratio: float
+    seed: int
+    held_out: bool
+
+    def mask(self, index: pa.Table) -> np.ndarray:
+        """Which rows of the index are in it."""
+        limit, key = int(self.ratio * 2**64), f"split {self.seed}"
+        # Kept duplicates, `<id>-1` and so on, stay together.
+        draws = (draw(i.partition("-")[0], key) for i in index["sample_id"].to_pylist())
+        return np.array([(number < limit) == self.held_out for number in draws], dtype=bool)
+
+
+@dataclass(frozen=True)
 class Pool:
-    """A finished pool.
+    """A finished pool, or a part of one.
 
     folder: holds `index.parquet` and the part files; parts, rejects: their names, in source order.
     digest: hash of all (sample_id, domain), whatever their order: the pool's identity downstream,
         so that moving or reordering files repeats no model's work.
     counts: read, rejected by reason, pool, truncated.
+    split: None: all of it.
     """
 
     folder: Folder
@@ -73,15 +96,55 @@ class Pool:
     parts: list[str]
     rejects: list[str]
     counts: dict[str, Any]
+    split: Split | None = None
 
     def index(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """The index, or some columns of it, a bucket at a time, in the order of sample_id."""
-        return self.folder.read_row_groups("index.parquet", columns)
+        if self.split is None:
+            yield from self.folder.read_row_groups("index.parquet", columns)
+            return
+        wanted = columns or INDEX.names
+        for table in self.folder.read_row_groups("index.parquet", ["sample_id", *wanted]):
+            part = table.filter(pa.array(self.split.mask(table)))
+            if part.num_rows:
+                yield part.select(wanted)
+
+    def divide(self, ratio: float, seed: int) -> tuple[Pool, Pool]:
+        """About `ratio` of the pool, held out, and the rest. UserError where one is empty."""
+        parts = []
+        for held_out in (True, False):
+            split = Split(ratio, seed, held_out)
+            digest = hashlib.sha256(f"{self.digest} {split}".encode()).hexdigest()[:16]
+            part = replace(self, digest=digest, split=split)
+            count = sum(table.num_rows for table in part.index(["sample_id"]))
+            if not count:
+                raise UserError(
+                    f"a pool of {len(self):,} samples can't be divided at evaluate.holdout={ratio};"
+                    " it needs some on both sides"
+                )
+            parts.append(replace(part, counts={**self.counts, "pool": count}))
+        return parts[0], parts[1]
 
     def ids(self) -> Iterator[str]:
         """Every sample_id, in order."""
         for table in self.index(["sample_id"]):
             yield from table["sample_id"].to_pylist()
+
+    def domains(self) -> dict[str, int]:
+        """Samples of each domain, by its name, in the names' order."""
+        counted: Counter[str] = Counter()
+        for table in self.index(["domain"]):
+            for one in pc.value_counts(table["domain"].cast(pa.string())).to_pylist():
+                counted[one["values"]] += one["counts"]
+        return dict(sorted(counted.items()))
+
+    def ids_of(self, wanted: Callable[[str], bool]) -> Iterator[str]:
+        """Every sample_id of the wanted domains, in order."""
+        for table in self.index(["sample_id", "domain"]):
+            names = table["domain"].to_pylist()
+            for sample_id, name in zip(table["sample_id"].to_pylist(), names, strict=True):
+                if wanted(name):
+                    yield sample_id
 
     def __len__(self) -> int:
         return int(self.counts["pool"])
@@ -103,6 +166,12 @@ class KeepIds:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return batch.filter(pa.array(among(id_array(batch), ray.get(self.ids))))
+
+
+def of_domain(index: pa.Table, domain: str) -> np.ndarray:
+    """A mask: which rows of the index are of this domain."""
+    mask = pc.equal(index["domain"].cast(pa.string()), domain)
+    return np.asarray(mask.to_numpy(zero_copy_only=False))
 
 
 def among(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:

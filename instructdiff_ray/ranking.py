@@ -293,6 +293,16 @@ def fate_counts(ranking: Ranking) -> dict[str, int]:
     }
 
 
+def token_counts(ranking: Ranking) -> dict[str, int]:
+    """Response tokens of the pool and of the selection."""
+    tokens = ranking.table["response_tokens"]
+    chosen = tokens.filter(pc.equal(ranking.table["fate"].cast(pa.string()), SELECTED))
+    return {
+        "response_tokens": pc.sum(tokens).as_py(),
+        "selected_response_tokens": pc.sum(chosen).as_py() or 0,
+    }
+
+
 def scored_counts(ranking: Ranking) -> dict[str, Any]:
     """`rejected` and `pool`, where samples that could not be scored count as the former."""
     counts = ranking.pool.counts
@@ -325,6 +335,10 @@ def _fates(ranking: Ranking) -> pa.Array:
     return ranking.table["fate"].combine_chunks()
 
 
-def _quantiles(values: np.ndarray) -> dict[str, float]:
-    points = np.percentile(values[np.isfinite(values)], QUANTILES)
+def _quantiles(values: np.ndarray) -> dict[str, float | None]:
+    """Of those that are finite; None where none is."""
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return {f"p{q:02d}": None for q in QUANTILES}
+    points = np.percentile(known, QUANTILES)
     return {f"p{q:02d}": float(point) for q, point in zip(QUANTILES, points, strict=True)}

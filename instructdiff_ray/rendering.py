@@ -47,9 +47,12 @@ class Rendering:
 
     def inputs(self) -> dict[str, Any]:
         """For keys."""
+        template = asdict(self.template)
+        if self.form != "response":  # which alone reads it
+            del template["response_prompt"]
         return {
             "tokenizer": self.model.identity,
-            "template": asdict(self.template),
+            "template": template,
             "max_length": self.max_length,
             "truncate": self.truncate,
             "form": self.form,

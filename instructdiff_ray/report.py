@@ -157,7 +157,7 @@ def _facts(rows: _Rows) -> dict[str, float | None]:
     any_chosen = bool(chosen.any())
     *_, ranked_by = rows.measures.values()
     return {
-        "mean": float(ranked_by.mean()),
+        "mean": float(ranked_by.mean()),  # shown of ΔH alone, which is finite
         "mean_selected": float(ranked_by[chosen].mean()) if any_chosen else None,
         "tokens": float(np.median(rows.tokens)),
         "tokens_selected": float(np.median(rows.tokens[chosen])) if any_chosen else None,
@@ -202,9 +202,12 @@ def _plot(
 
 
 def _draw_measure(measure: str, axes: Axes, rows: _Rows) -> None:
-    values = rows.measures[measure]
-    cuts = _cuts(values, rows.fate) if measure == "delta_nll" else []
-    _draw_histogram(axes, values, rows.selected, cuts)
+    # A baseline may give no number: what ZIP did not pick has no place in its order.
+    known = np.isfinite(rows.measures[measure])
+    values, fate = rows.measures[measure][known], rows.fate[known]
+    if len(values):
+        cuts = _cuts(values, fate) if measure == "delta_nll" else []
+        _draw_histogram(axes, values, fate == _SELECTED, cuts)
     axes.set_xlabel(LABELS[measure] + UNITS[measure])
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from instructdiff_ray.config import Config, ModelConfig, TemplateConfig
+from instructdiff_ray.config import Config, TemplateConfig
 from instructdiff_ray.models import Model, find_model
 from instructdiff_ray.rendering import Rendering
 from instructdiff_ray.score import Forward
@@ -38,19 +38,23 @@ def find_other_models(config: Config, base: Model) -> OtherModels:
     roles = STRATEGIES[config.strategy].roles
     small = None
     if SMALL in roles:
-        small = find_model(ModelConfig(base=config.baseline.small_model), "baseline.small_model")
+        small = _find(config, config.baseline.small_model, "baseline.small_model")
     if not any(role.startswith(RATING) for role in roles):
         return OtherModels(small)
     names = config.baseline.rating_models if RATING in roles else []
-    raters = [find_model(ModelConfig(base=n), "baseline.rating_models") for n in names] or [base]
+    raters = [_find(config, name, "baseline.rating_models") for name in names] or [base]
     for rater in raters:
         Rendering.for_rating(rater, 0).rating_tokens()  # now, and not in an actor
     sizes = [rater.parameters() if len(raters) > 1 else 1 for rater in raters]
     return OtherModels(small, raters, [size / sum(sizes) for size in sizes])
 
 
+def _find(config: Config, name: str, setting: str) -> Model:
+    return find_model(replace(config.model, base=name, revision=None), setting)
+
+
 def needed_forwards(
-    config: Config, base: Model, calibrated: Model | None, others: OtherModels
+    config: Config, base: Model, calibrated: Model | Mapping[str, Model] | None, others: OtherModels
 ) -> dict[str, Forward]:
     """By role, all that the strategy and the options need."""
     roles = list(STRATEGIES[config.strategy].roles)
@@ -63,7 +67,11 @@ def needed_forwards(
 
 
 def _forward(
-    role: str, config: Config, base: Model, calibrated: Model | None, others: OtherModels
+    role: str,
+    config: Config,
+    base: Model,
+    calibrated: Model | Mapping[str, Model] | None,
+    others: OtherModels,
 ) -> Forward:
     if role.startswith(RATING):
         model, wording = (int(number) for number in role.split("-")[1:])

@@ -20,13 +20,7 @@ def sample_warmup(sample_ids: Callable[[], Iterable[str]], ratio: float, seed: i
     sample_ids: gives all ids, twice, so that they need not all be held. Raises UserError where α
     leaves none.
     """
-    key = str(seed).encode()[:64]
-
-    def draw(sample_id: str) -> int:
-        digest = hashlib.blake2b(sample_id.encode(), key=key, digest_size=8).digest()
-        return int.from_bytes(digest, "big")
-
-    draws = np.fromiter((draw(i) for i in sample_ids()), np.uint64)
+    draws = np.fromiter((draw(i, str(seed)) for i in sample_ids()), np.uint64)
     count = floor_share(ratio, len(draws))
     if count == 0:
         scale = 10 ** (len(str(len(draws))) + 1)  # two digits, rounded up, so the advice holds
@@ -36,9 +30,18 @@ def sample_warmup(sample_ids: Callable[[], Iterable[str]], ratio: float, seed: i
             f" {enough:g} or more"
         )
     last = np.partition(draws, count - 1)[count - 1]
-    drawn = compress(sample_ids(), draws <= last)
-    # Of two ids with one hash at the very edge, the lesser is in.
-    return sorted(sorted(drawn, key=lambda i: (draw(i), i))[:count])
+    return sorted(lowest_draws(compress(sample_ids(), draws <= last), count, str(seed)))
+
+
+def lowest_draws(sample_ids: Iterable[str], count: int, key: str) -> list[str]:
+    """The `count` ids of lowest keyed hash; of two with one hash the lesser first."""
+    return sorted(sample_ids, key=lambda i: (draw(i, key), i))[:count]
+
+
+def draw(sample_id: str, key: str) -> int:
+    """A number below 2⁶⁴, uniform over ids and keys: the id's hash under the key."""
+    digest = hashlib.blake2b(sample_id.encode(), key=key.encode()[:64], digest_size=8).digest()
+    return int.from_bytes(digest, "big")
 
 
 def floor_share(ratio: float, count: int) -> int:

@@ -26,7 +26,7 @@ from instructdiff_ray.buckets import id_array, id_prefixes
 from instructdiff_ray.config import Config
 from instructdiff_ray.models import Model
 from instructdiff_ray.pieces import aligned, gather, piece_schema, read_pieces, write_pieces
-from instructdiff_ray.pool import Pool, among, check_rejects, read_pool, stream
+from instructdiff_ray.pool import Pool, among, check_rejects, of_domain, read_pool, stream
 from instructdiff_ray.progress import Progress, Stage
 from instructdiff_ray.rendering import Rendering
 from instructdiff_ray.samples import Part, Reject
@@ -59,13 +59,26 @@ class Work:
 
 @dataclass(frozen=True)
 class Forward:
-    """A pass over the pool: a model, and what it is shown of each sample."""
+    """A pass over the pool: a model, and what it is shown of each sample.
 
-    model: Model
+    model: one for all samples, or by domain.
+    """
+
+    model: Model | Mapping[str, Model]
     rendering: Rendering
 
+    def domains(self) -> list[str | None]:
+        """Those that have a model of their own; [None] where all have the same."""
+        return [None] if isinstance(self.model, Model) else list(self.model)
 
-def whole(config: Config, base: Model, **others: Model) -> dict[str, Forward]:
+    def model_of(self, domain: str | None) -> Model:
+        if isinstance(self.model, Model):
+            return self.model
+        assert domain is not None
+        return self.model[domain]
+
+
+def whole(config: Config, base: Model, **others: Model | Mapping[str, Model]) -> dict[str, Forward]:
     """Models that are shown whole samples, as the base model's tokenizer reads them."""
     rendering = Rendering.of(config, base)
     return {role: Forward(model, rendering) for role, model in {"base": base, **others}.items()}
@@ -75,19 +88,26 @@ def whole(config: Config, base: Model, **others: Model) -> dict[str, Forward]:
 class Place:
     """Where the scores of one forward pass over one pool are or will be.
 
-    inputs: what the artifact's key is made of; pieces: where its scorer's pieces are.
+    inputs: what the artifact's key is made of; pieces: by domain, where its scorers' pieces are.
     """
 
     artifact: Artifact
     inputs: dict[str, Any]
-    pieces: Folder
+    pieces: dict[str | None, Folder]
+
+    def pieces_of(self, domain: str | None) -> Folder:
+        return self.pieces[domain if domain in self.pieces else None]
 
 
 @dataclass(frozen=True)
 class Pass:
-    """Samples that the same models lack. prefixes: of their ids, sorted; None: the whole pool."""
+    """Samples that the same models lack. prefixes: of their ids, sorted; None: the whole pool.
+
+    domain: that all are of, where domains have models of their own; else None.
+    """
 
     roles: list[str]
+    domain: str | None
     rendering: Rendering
     prefixes: np.ndarray | None
     tokens: int
@@ -98,15 +118,21 @@ def _places(
 ) -> dict[str, Place]:
     places = {}
     for role, forward in forwards.items():
-        scorer = {
-            "version": VERSION,
-            "model": forward.model.identity,
-            "precision": config.cluster.precision,
-            "rendering": forward.rendering.inputs(),
+        scorers = {
+            domain: {
+                "version": VERSION,
+                "model": forward.model_of(domain).identity,
+                "precision": config.cluster.precision,
+                "rendering": forward.rendering.inputs(),
+            }
+            for domain in forward.domains()
         }
+        scorer = scorers.get(None) or {str(domain): one for domain, one in scorers.items()}
         inputs = {"scorer": scorer, "pool": pool.digest}
-        artifact = storage.artifact("scores", make_key(**inputs))
-        places[role] = Place(artifact, inputs, storage.folder("pieces", make_key(**scorer)))
+        pieces = {
+            domain: storage.folder("pieces", make_key(**one)) for domain, one in scorers.items()
+        }
+        places[role] = Place(storage.artifact("scores", make_key(**inputs)), inputs, pieces)
     return places
 
 
@@ -144,27 +170,53 @@ def score(
     their batches. `work` is added to. Raises UserError where too many samples are rejected.
     """
     places = _places(config, pool, forwards, storage)
-    missing = [role for role, place in places.items() if place.artifact.finished() is None]
-    if missing:
-        passes = [
-            one
-            for rendering in dict.fromkeys(forwards[role].rendering for role in missing)
-            for one in _find_shared(pool, rendering, missing, forwards, places)
+    # Two roles may be the same model and the same rendering.
+    first = {place.artifact.key: role for role, place in reversed(places.items())}
+    with ExitStack() as turns:
+        # All runs take their turns in one order, so that no two wait for each other.
+        missing = [
+            role
+            for _, role in sorted(first.items())
+            if turns.enter_context(places[role].artifact.turn(progress.say)) is None
         ]
-        total = sum(one.tokens * len(one.roles) for one in passes)
-        rejected: Counter[str] = Counter()
-        with progress.stage("score", "samples", total) as stage:
-            for one in passes:
-                targets = {role: (forwards[role].model, places[role].pieces) for role in one.roles}
-                for receipt in score_blocks(config, pool, targets, one.rendering, one.prefixes):
-                    rejected.update(_account(receipt, one.roles, work, stage))
-                    check_rejects(pool, config.data.max_reject_ratio, rejected)
-        for role in missing:
-            place, measures = places[role], forwards[role].rendering.measures
-            with place.artifact.attempt() as attempt:
-                gather(pool, place.pieces, measures, attempt.folder)
-                attempt.finish(place.inputs, {"samples": len(pool)})
+        if missing:
+            _compute(config, pool, forwards, places, missing, progress, work)
     return finished_scores(config, pool, forwards, storage)
+
+
+def _compute(
+    config: Config,
+    pool: Pool,
+    forwards: Mapping[str, Forward],
+    places: Mapping[str, Place],
+    missing: Sequence[str],
+    progress: Progress,
+    work: Work,
+) -> None:
+    """The scores of the missing roles: forward passes for what no piece holds, then gathered."""
+    passes = [
+        one
+        for rendering in dict.fromkeys(forwards[role].rendering for role in missing)
+        for one in _find_shared(pool, rendering, missing, forwards, places)
+    ]
+    total = sum(one.tokens * len(one.roles) for one in passes)
+    rejected: dict[Rendering, Counter[str]] = defaultdict(Counter)
+    with progress.stage("score", "samples", total) as stage:
+        for one in passes:
+            targets = {
+                role: (forwards[role].model_of(one.domain), places[role].pieces_of(one.domain))
+                for role in one.roles
+            }
+            for receipt in score_blocks(config, pool, targets, one.rendering, one.prefixes):
+                rejected[one.rendering].update(_account(receipt, one.roles, work, stage))
+                if one.rendering.form == "whole":  # of another form, the selection needs it or not
+                    limit = config.data.max_reject_ratio
+                    check_rejects(pool, limit, rejected[one.rendering])
+    for role in missing:
+        place, measures = places[role], forwards[role].rendering.measures
+        with place.artifact.attempt() as attempt:
+            gather(pool, place.pieces, measures, attempt.folder)
+            attempt.finish(place.inputs, {"samples": len(pool)})
 
 
 def _find_shared(
@@ -175,11 +227,21 @@ def _find_shared(
     places: Mapping[str, Place],
 ) -> list[Pass]:
     roles = [role for role in missing if forwards[role].rendering == rendering]
-    return find_passes(pool, rendering, {role: places[role].pieces for role in roles})
+    domains = {domain: None for role in roles for domain in forwards[role].domains()}
+    if len(domains) > 1:
+        domains.pop(None, None)
+    passes = []
+    for domain in domains:
+        pieces = {role: places[role].pieces_of(domain) for role in roles}
+        passes += find_passes(pool, rendering, pieces, domain)
+    return passes
 
 
-def find_passes(pool: Pool, rendering: Rendering, pieces: Mapping[str, Folder]) -> list[Pass]:
-    """What each model lacks, grouped so that models that lack the same samples share a pass."""
+def find_passes(
+    pool: Pool, rendering: Rendering, pieces: Mapping[str, Folder], domain: str | None = None
+) -> list[Pass]:
+    """What each model lacks, of a domain or of all, grouped so that models that lack the same
+    samples share a pass."""
     roles, schema = list(pieces), piece_schema(rendering.measures)
     # About what will be read; a question for a rating is a little longer than the sample.
     length = "response_tokens" if rendering.form == "response" else "tokens"
@@ -192,6 +254,8 @@ def find_passes(pool: Pool, rendering: Rendering, pieces: Mapping[str, Folder]) 
             settled = [rows.filter(pc.invert(_of_machine(rows))) for rows in found]
             lacks = [~among(ids, np.sort(id_array(rows))) for rows in settled]
             codes = sum(mask.astype(int) << bit for bit, mask in enumerate(lacks))
+            if domain is not None:
+                codes = np.where(of_domain(index, domain), codes, 0)
             for code in range(1, 1 << len(roles)):
                 mask = np.asarray(codes == code)
                 prefixes[code].append(starts[mask])
@@ -200,8 +264,9 @@ def find_passes(pool: Pool, rendering: Rendering, pieces: Mapping[str, Folder]) 
     return [
         Pass(
             [role for bit, role in enumerate(roles) if code >> bit & 1],
+            domain,
             rendering,
-            None if count == len(pool) else np.concatenate(prefixes[code]),
+            None if count == len(pool) and pool.split is None else np.concatenate(prefixes[code]),
             tokens[code],
         )
         for code, count in samples.items()
@@ -283,8 +348,7 @@ class Tokenize:
         samples = [[Part(**part) for part in parts] for parts in batch["parts"].to_pylist()]
         encoded = self.rendering.encode(samples)
         rejects = [item if isinstance(item, Reject) else None for item in encoded]
-        # What is whole was encoded at ingest; another form of it may be nothing to a model.
-        assert self.rendering.form != "whole" or not any(rejects), "encoded at ingest, and not now"
+        # All were encoded at ingest; in another form, or by another tokenizer, some may not be.
         tokens = [item if isinstance(item, Encoded) else NOTHING for item in encoded]
         return pa.table(
             {

@@ -104,13 +104,20 @@ class SampleScorer:
     """Scores batches of encoded samples with one model, on the device that holds it.
 
     rating_tokens: None scores NLL and entropy; else ratings by these tokens (rating.py).
+    adapter: whether the model's LoRA adapter is on; None: it has none.
     packed: whether the model takes samples without padding; operations: of its matrix products, as
     `operations_per_token` gives them.
     """
 
-    def __init__(self, model: PreTrainedModel, rating_tokens: list[int] | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        rating_tokens: list[int] | None = None,
+        adapter: bool | None = None,
+    ) -> None:
         self.model = model
         self.rating_tokens = rating_tokens
+        self.adapter = adapter
         self.device = next(model.parameters()).device
         self.slice = SLICE_POSITIONS[self.device.type]
         row = TILE_BYTES[self.device.type] // self.slice
@@ -124,6 +131,8 @@ class SampleScorer:
 
         fp64 [2, samples], nats, or [1, samples]; on the device, where it may still be under way.
         """
+        if self.adapter is not None:
+            (self.model.enable_adapters if self.adapter else self.model.disable_adapters)()
         if self.head is None:
             scored = [self._measure(*logits) for logits in self._full_logits(batch)]
         else:

@@ -39,12 +39,16 @@ MAX_ROW_BYTES = 32 * 1024 * 1024
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file to read. `path` is absolute or a URI; size (bytes) and mtime_ns are its identity."""
+    """A file to read. `path` is absolute or a URI; size (bytes) and mtime_ns are its identity.
+
+    domain: of all its rows; None where the file names none.
+    """
 
     path: str
     format: str
     size: int
     mtime_ns: int
+    domain: str | None = None
 
     @property
     def compressed(self) -> bool:

@@ -17,12 +17,13 @@ set.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+
+from instructdiff_ray.sampling import draw
 
 BASE, CALIBRATED, ALONE, SMALL, SMALL_ALONE = "base", "calibrated", "alone", "small", "small_alone"
 RATING = "rating"
@@ -87,16 +88,11 @@ def delta_entropy(bucket: Bucket) -> np.ndarray:
     return bucket.score(BASE, "entropy") - bucket.score(CALIBRATED, "entropy")
 
 
-def draw(bucket: Bucket) -> np.ndarray:
+def drawn(bucket: Bucket) -> np.ndarray:
     """Random: uniform without replacement. Each id's keyed hash, so that the draw depends on seed
     and samples alone; apart from the warm-up subset's."""
-    key = f"random {bucket.seed}".encode()[:64]
-
-    def number(sample_id: str) -> float:
-        digest = hashlib.blake2b(sample_id.encode(), key=key, digest_size=6).digest()
-        return float(int.from_bytes(digest, "big"))  # 48 bits: exact in fp64
-
-    return np.array([number(i) for i in bucket.index["sample_id"].to_pylist()], dtype=float)
+    key, ids = f"random {bucket.seed}", bucket.index["sample_id"].to_pylist()
+    return np.array([draw(i, key) >> 16 for i in ids], dtype=float)  # 48 bits: exact in fp64
 
 
 def perplexity(bucket: Bucket) -> np.ndarray:
@@ -170,7 +166,7 @@ def _sentence_level(bucket: Bucket, model: int) -> np.ndarray:
 INSTRUCTDIFF = "instructdiff"
 STRATEGIES = {
     INSTRUCTDIFF: Strategy(delta_entropy, None, (BASE, CALIBRATED)),
-    "random": Strategy(draw, "lowest"),
+    "random": Strategy(drawn, "lowest"),
     "ppl_min": Strategy(perplexity, "lowest", (BASE,)),
     "ppl_mid": Strategy(perplexity, "middle", (BASE,)),
     "ppl_max": Strategy(perplexity, "highest", (BASE,)),

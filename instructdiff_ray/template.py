@@ -123,8 +123,30 @@ class Encoder:
 
     def _render(self, parts: Sequence[Part]) -> Rendered:
         if self.alone:
-            return render_responses(parts, self.template)
+            return render_responses(self._cut(parts), self.template)
         return render(parts, self.template, self.tokenizer)
+
+    def _cut(self, parts: Sequence[Part]) -> list[Part]:
+        """The responses as far as the whole sample's tokens reach: both are scored on the same."""
+        responses = [part for part in parts if part.kind == "response"]
+        if not self.truncate:
+            return responses
+        whole = render(parts, self.template, self.tokenizer)
+        tokens = self.tokenizer(
+            whole.text,
+            add_special_tokens=not self.template.chat,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        offsets = tokens["offset_mapping"]
+        if len(offsets) <= self.max_length:
+            return responses
+        reach = max(end for _, end in offsets[: self.max_length])
+        lengths = [max(0, min(end, reach) - start) for start, end in whole.responses]
+        return [
+            Part(part.kind, part.text[:length])
+            for part, length in zip(responses, lengths, strict=True)
+        ]
 
     def _mark(
         self, responses: list[Span], input_ids: list[int], offsets: list[Span]

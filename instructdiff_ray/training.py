@@ -36,7 +36,7 @@ from transformers import (
 
 from instructdiff_ray.checkpoints import KeepCheckpoints, fetch_checkpoint, resuming
 from instructdiff_ray.config import CalibrateConfig
-from instructdiff_ray.errors import user_error_in
+from instructdiff_ray.errors import UserError, user_error_in
 from instructdiff_ray.models import Model, folder_identity
 from instructdiff_ray.progress import Stage
 from instructdiff_ray.rendering import Rendering
@@ -44,9 +44,11 @@ from instructdiff_ray.resources import TrainResources
 from instructdiff_ray.samples import Part
 from instructdiff_ray.storage import Artifact, Folder
 from instructdiff_ray.template import Encoded, training_example
+from instructdiff_ray.throughput import keep_freed_memory
 
-# Adam with fp32 master weights: weight, gradient and two moments of 4 bytes each.
-TRAINING_BYTES_PER_PARAMETER = 16
+# Adam with fp32 master weights: 4 bytes each for a weight, and for the gradient and two moments of
+# one that is trained.
+WEIGHT_BYTES, TRAINING_BYTES = 4, 12
 # What activations and the allocator need besides.
 USABLE_DEVICE_MEMORY = 0.7
 IGNORED = -100  # label without a loss
@@ -113,9 +115,12 @@ def train_worker(config: dict[str, Any]) -> None:
     world = ray.train.get_context().get_world_size()
     if not task.resources.gpus_per_worker:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
+        keep_freed_memory()
     set_seed(task.seed)
     examples = Examples(task)
     model = task.model.load("fp32").train()
+    if task.calibrate.lora_rank:
+        model = with_adapter(model, task.calibrate)
     with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as folder:
         minutes = task.resources.checkpoint_minutes
         keeper = KeepCheckpoints(task.checkpoints, minutes * 60)
@@ -134,9 +139,26 @@ def train_worker(config: dict[str, Any]) -> None:
         trainer.save_model(folder)
         if trainer.is_world_process_zero():
             task.rendering.encoder().tokenizer.save_pretrained(folder)
+            if task.calibrate.lora_rank:
+                model.config.save_pretrained(folder)  # a whole model's is there
             os.remove(os.path.join(folder, "training_args.bin"))  # a pickle that nothing reads
             task.samples.write_json(DIGEST, folder_identity(folder))
             task.target.upload(folder)
+
+
+def with_adapter(model: PreTrainedModel, hyper: CalibrateConfig) -> PreTrainedModel:
+    """The model with all of its parameters frozen, and a LoRA adapter to train."""
+    from peft import LoraConfig, get_peft_model
+
+    rank = hyper.lora_rank or 0
+    # α = 2r, as is usual: the size of a step then hardly depends on the rank.
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    if hyper.gradient_checkpointing:  # its layers would have nothing to differentiate
+        model.enable_input_require_grads()
+    wrapped: Any = get_peft_model(model, config)
+    return wrapped
 
 
 class Examples(Dataset):
@@ -152,7 +174,13 @@ class Examples(Dataset):
         for batch in table.to_batches(max_chunksize=1024):
             samples = [[Part(**part) for part in parts] for parts in batch["parts"].to_pylist()]
             for encoded in encoder.encode(samples):
-                assert isinstance(encoded, Encoded), "encoded at ingest, and is not now"
+                if not isinstance(encoded, Encoded):
+                    # The pool's own model encoded all at ingest; this is another's tokenizer.
+                    raise UserError(
+                        f"{task.model.path} can't be trained on a selected sample"
+                        f" ({encoded.reason}: {encoded.detail}); select again with a"
+                        " calibrate.max_length that suits both models, or data.over_long=truncate"
+                    )
                 example = training_example(encoded, eos, chat, task.rendering.max_length)
                 self.items.append({k: np.array(v, np.int32) for k, v in example.items()})
         self.longest = max(len(item["input_ids"]) for item in self.items)
@@ -236,7 +264,9 @@ def _wants_fsdp(resources: TrainResources, model: PreTrainedModel, world: int) -
     if world == 1 or not resources.gpus_per_worker:
         return False
     memory = torch.cuda.get_device_properties(0).total_memory
-    return model.num_parameters() * TRAINING_BYTES_PER_PARAMETER > USABLE_DEVICE_MEMORY * memory
+    trained = model.num_parameters(only_trainable=True)
+    needed = WEIGHT_BYTES * model.num_parameters() + TRAINING_BYTES * trained
+    return needed > USABLE_DEVICE_MEMORY * memory
 
 
 class ReportSteps(TrainerCallback):

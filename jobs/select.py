@@ -10,13 +10,8 @@ from instructdiff_ray.pipeline import Run
 
 
 def main(run: Run) -> None:
-    pool = run.finished_pool()
-    if run.strategy.calibrates:
-        calibrated = run.finished_model(pool, run.training_ids(pool, run.config.rounds))
-        scores = run.finished_scores(pool, calibrated)
-    else:
-        calibrated, scores = None, run.score(pool)
-    run.write(run.config.rounds, calibrated, run.select(pool, scores))
+    calibrated, ranking = run.select_finished(run.finished_pool())
+    run.write(run.config.rounds, calibrated, ranking)
     run.show_result()
 
 

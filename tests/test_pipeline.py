@@ -18,6 +18,10 @@ from instructdiff_ray.errors import UserError
 from instructdiff_ray.pipeline import Run
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.ranking import selected_ids
+from instructdiff_ray.rendering import Rendering
+from instructdiff_ray.samples import Part
+from instructdiff_ray.template import Encoded
+from tests.test_scoring import plain_score
 from tests.test_select import plain_fates
 
 ROWS = 260
@@ -34,6 +38,15 @@ def run_method(config: Config) -> Run:
         ranking = run.select(pool, run.score(pool, calibrated))
         run.write(k, calibrated, ranking)
         chosen = selected_ids(ranking)
+    run.show_result()
+    return run
+
+
+def run_baseline(config: Config) -> Run:
+    """What jobs/run.py does under another strategy."""
+    run = Run(config, Progress(io.StringIO()))
+    pool = run.ingest()
+    run.write(1, None, run.select(pool, run.score(pool)))
     run.show_result()
     return run
 
@@ -207,6 +220,96 @@ def test_a_lost_piece_of_a_scores_artifact_is_noticed_and_rebuilt(
     ).read_bytes()
 
 
+def test_a_baseline_costs_the_passes_that_its_formula_needs_and_no_more(
+    run: Run, config: Config, tmp_path: Path
+) -> None:
+    ifd, drawn, longest = (
+        run_baseline(replace(config, rounds=1, strategy=name, run_dir=str(tmp_path / name)))
+        for name in ("ifd", "random", "response_length")
+    )
+    pool = ifd.summary["counts"]["pool"]
+    # The base model's were there from the rounds before.
+    assert ifd.summary["scoring"]["samples_scored"] == {"base": 0, "calibrated": 0, "alone": pool}
+    for run in (drawn, longest):
+        assert run.summary["scoring"]["samples_scored"] == {"base": 0, "calibrated": 0}
+        assert run.summary["counts"]["selected"] == sum(
+            max(1, domain["pool"] // 10) for domain in run.summary["domains"].values()
+        )
+    assert run_baseline(ifd.config).summary["scoring"]["samples_scored"]["base"] == 0
+    table = pq.read_table(tmp_path / "ifd/ranking.parquet")
+    assert table["value"].null_count == table["base_nll"].null_count == 0
+    assert table["calibrated_nll"].null_count == table["delta_nll"].null_count == table.num_rows
+    assert "Baseline: ifd" in Path(tmp_path, "ifd/report/index.html").read_text()
+    lines = Path(tmp_path, "ifd/selected.jsonl").read_text().splitlines()
+    assert len(lines) == ifd.summary["counts"]["selected"]
+
+
+@pytest.mark.slow
+def test_each_domain_has_its_own_model_and_ratios_where_asked(
+    config: Config, tmp_path: Path
+) -> None:
+    files = {}
+    for name, answer in (("math", "It is {n}."), ("code", "print({n})")):
+        rows = [{"question": f"Give {n}.", "answer": answer.format(n=n)} for n in range(24)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        files[name] = str(tmp_path / f"{name}.jsonl")
+    domains = {
+        "math": {"calibrate": {"ratio": 0.5, "epochs": 3}, "select": {"ratio": 0.5}},
+        "code": {"select": {"reject_ratio": 0.0}},
+    }
+    own = replace(
+        config,
+        data=DataConfig(path=files),
+        domains=domains,
+        calibrate=replace(config.calibrate, per_domain=True, ratio=0.2, epochs=1),
+        rounds=1,
+        storage=str(tmp_path / "storage"),
+        run_dir=str(tmp_path / "own"),
+    )
+    result = run_method(own)
+    assert result.summary["counts"]["warmup"] == 12 + 4
+    table = result.summary["domains"]
+    assert {n: (d["pool"], d["selected"]) for n, d in table.items()} == {
+        "math": (24, 12),
+        "code": (24, 2),
+    }
+    paths = result.summary["calibrated_model"]
+    assert paths.keys() == {"code", "math"} and paths["code"] != paths["math"]
+    assert result.summary["scoring"]["samples_scored"] == {"base": 48, "calibrated": 48}
+    ranking = pq.read_table(tmp_path / "own/ranking.parquet").to_pylist()
+    assert {r["fate"] for r in ranking if r["domain"] == "code"} == {"selected", "not_top"}
+    # Each sample's scores are those of its own domain's model.
+    pool = result.finished_pool()
+    models = result.finished_model(pool, result.sample_warmup(pool))
+    assert isinstance(models, dict)
+    rows = {row["sample_id"]: row for row in ranking}
+    encoder = Rendering.of(result.config, result.base).encoder()
+    for part in pool.parts:
+        for row in pool.folder.read_table(part).to_pylist()[:3]:
+            (encoded,) = encoder.encode([[Part(**p) for p in row["parts"]]])
+            assert isinstance(encoded, Encoded)
+            loaded = models[row["domain"]].load("fp32")
+            nll, _ = plain_score(loaded, encoded.input_ids, encoded.response)
+            assert rows[row["sample_id"]]["calibrated_nll"] == pytest.approx(nll, abs=1e-4)
+
+
+def test_a_domains_own_share_of_the_warm_up_is_drawn_apart(run: Run, config: Config) -> None:
+    domains = {"math": {"calibrate": {"ratio": 0.5}}}
+    mixed = Run(replace(config, domains=domains, rounds=1), Progress(io.StringIO()))
+    pool = mixed.finished_pool()
+    drawn, sizes = set(mixed.sample_warmup(pool)), pool.domains()
+    of_math = set(pool.ids_of("math".__eq__))
+    assert len(drawn & of_math) == sizes["math"] // 2
+    assert len(drawn - of_math) == (len(pool) - sizes["math"]) // 10
+    excluded = replace(mixed.config, select=SelectConfig(exclude_warmup=True), domains={})
+    result = run_method(replace(excluded, run_dir=f"{config.run_dir}-excluded"))
+    ranking = pq.read_table(f"{result.folder.path}/ranking.parquet").to_pylist()
+    fates = {row["sample_id"]: row["fate"] for row in ranking}
+    warmup = result.sample_warmup(pool)
+    assert {fates[i] for i in warmup} <= {"excluded", "below_band", "above_band"}
+    assert result.summary["counts"]["excluded"] == list(fates.values()).count("excluded") > 0
+
+
 def test_a_stage_without_its_inputs_says_which_job_makes_them(
     config: Config, tmp_path: Path, model_folder: str
 ) -> None:
@@ -219,3 +322,30 @@ def test_too_small_a_warm_up_share_is_refused_in_one_line(run: Run, config: Conf
     tiny = replace(config, calibrate=replace(config.calibrate, ratio=1e-6))
     with pytest.raises(UserError, match=r"calibrate\.ratio=1e-06 of \d+ samples leaves no"):
         run_method(tiny)
+
+
+def test_zip_goes_the_whole_way_and_its_page_shows_what_was_picked(
+    run: Run, config: Config, tmp_path: Path
+) -> None:
+    once = replace(config, rounds=1, strategy="zip_unique", run_dir=str(tmp_path / "zip"))
+    result = run_baseline(once)
+    assert result.summary["counts"]["selected"] == sum(
+        max(1, domain["pool"] // 10) for domain in result.summary["domains"].values()
+    )
+    table = pq.read_table(tmp_path / "zip/ranking.parquet")
+    assert set(table["fate"].to_pylist()) == {"selected", "not_top"}
+    assert "Baseline: zip_unique" in Path(tmp_path, "zip/report/index.html").read_text()
+
+
+def test_a_selection_of_nothing_is_told_and_not_written(
+    run: Run, config: Config, tmp_path: Path
+) -> None:
+    select = SelectConfig(exclude_warmup=True)
+    whole = replace(config.calibrate, ratio=1.0)
+    pool = run.finished_pool()
+    nothing = replace(config, rounds=1, calibrate=whole, select=select, run_dir=str(tmp_path))
+    barred = Run(nothing, Progress(io.StringIO()))
+    calibrated = run.finished_model(pool, run.sample_warmup(pool))
+    scores = run.finished_scores(pool, calibrated)
+    with pytest.raises(UserError, match="strategy=instructdiff selects nothing"):
+        barred.select(pool, scores)

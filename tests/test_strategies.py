@@ -1,6 +1,6 @@
 """Every strategy against a re-computation from its formula, with plain forward passes.
 
-One scoring run serves all of them: real Ray, real tiny models.
+The stages of scoring are called where they stand: fifteen passes through Ray would take minutes.
 """
 
 from __future__ import annotations
@@ -32,15 +32,18 @@ from instructdiff_ray.demo.pool import prose, write_pool
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.ingest import ingest
 from instructdiff_ray.models import Model, find_model
+from instructdiff_ray.pieces import gather
 from instructdiff_ray.pool import Pool
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.ranking import Criteria, rank
 from instructdiff_ray.rating import LINES, RatingEncoder
 from instructdiff_ray.roles import find_other_models, needed_forwards
 from instructdiff_ray.sampling import floor_share
-from instructdiff_ray.score import Work, score
+from instructdiff_ray.score import Forward, Tokenize, WritePieces
+from instructdiff_ray.scorer import Scorer
 from instructdiff_ray.storage import Finished, Storage
 from instructdiff_ray.strategies import STRATEGIES
+from instructdiff_ray.watch import start_watch
 from tests.test_scoring import plain_score
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -54,11 +57,10 @@ BETA, SEED = 0.2, 7
 
 
 class Scored(NamedTuple):
-    """The pool, the scores of all roles, what they cost, and the models."""
+    """The pool, the scores of all roles, and the models."""
 
     pool: Pool
     scores: dict[str, Finished]
-    work: Work
     config: Config
     models: dict[str, Model]
 
@@ -88,51 +90,84 @@ def scored(
         chosen = replace(config, strategy=strategy)
         others = find_other_models(chosen, model)
         forwards.update(needed_forwards(chosen, model, calibrated, others))
-    work = Work()
-    scores = score(config, pool, forwards, Storage(config.storage), QUIET, work)
+    scores = score_here(pool, forwards, Storage(config.storage))
     models = {"base": model, "calibrated": calibrated, "small": small}
-    return Scored(pool, scores, work, config, models)
+    return Scored(pool, scores, config, models)
+
+
+def score_here(pool: Pool, forwards: dict[str, Forward], storage: Storage) -> dict[str, Finished]:
+    """Tokenise, score, write and gather, as the pipeline does."""
+    scores, threads = {}, torch.get_num_threads()
+    for role, forward in forwards.items():
+        rendering, pieces = forward.rendering, storage.folder("pieces", role)
+        model = forward.model_of(None)
+        tokens = rendering.rating_tokens()
+        watch = start_watch()
+        scorer = Scorer({role: model}, rendering.measures, tokens, "fp32", 1024, 1, 0, watch)
+        write = WritePieces({role: pieces}, rendering.measures)
+        for part in pool.parts:
+            rows = pool.folder.read_table(part, ["sample_id", "parts"])
+            write(scorer(Tokenize(rendering, None)(rows)))
+        target = storage.folder("gathered", role)
+        gather(pool, {None: pieces}, rendering.measures, target)
+        scores[role] = Finished(target, {})
+    torch.set_num_threads(threads)
+    return scores
 
 
 class Row(NamedTuple):
-    """A pool row and the text of its prompt (instruction and input) and response."""
+    """A pool row. parts: (kind, text)."""
 
     sample_id: str
     domain: str
     tokens: int
-    asked: list[str]
-    response: str
+    parts: list[tuple[str, str]]
+
+    @property
+    def asked(self) -> list[str]:
+        return [text for kind, text in self.parts if kind != "response"]
 
 
 def rows_of(pool: Pool) -> list[Row]:
     rows = []
     for name in pool.parts:
         for row in pool.folder.read_table(name).to_pylist():
-            *asked, response = row["parts"]
-            texts = [part["text"] for part in asked]
-            assert response["kind"] == "response"
-            identity = (row["sample_id"], row["domain"], row["response_tokens"])
-            rows.append(Row(*identity, texts, response["text"]))
+            parts = [(part["kind"], part["text"]) for part in row["parts"]]
+            rows.append(Row(row["sample_id"], row["domain"], row["response_tokens"], parts))
     return sorted(rows)
 
 
 class Plain:
     """One model and its tokenizer, a sample at a time."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, before: str = "") -> None:
+        """before: what stands before a response alone."""
         self.model, self.tokenizer = model.load("fp32"), model.load_tokenizer()
+        self.before = before
 
-    def likelihood(self, prompt: str, response: str, limit: int = 10**6) -> tuple[float, float]:
-        """NLL and entropy of the response behind the prompt."""
-        tokens = self.tokenizer(prompt + response, return_offsets_mapping=True)
-        ids = tokens["input_ids"][:limit]
-        scored = [end > len(prompt) for _, end in tokens["offset_mapping"][:limit]]
+    def likelihood(
+        self, row: Row, prompt: Callable[[list[str]], str] | None, limit: int = 10**6
+    ) -> tuple[float, float]:
+        """NLL and entropy of the responses. prompt: of what is asked; None: responses alone."""
+        text, asked, spans = "", [], []
+        for kind, content in row.parts:
+            if kind == "system":
+                text += f"{content}\n\n" if prompt else ""
+            elif kind != "response":
+                asked.append(content)
+            else:
+                text += prompt(asked) if prompt else self.before
+                spans.append((len(text), len(text) + len(content)))
+                text, asked = f"{text}{content}\n\n", []
+        tokens = self.tokenizer(text[: spans[-1][1]], return_offsets_mapping=True)
+        ids, offsets = tokens["input_ids"][:limit], tokens["offset_mapping"][:limit]
+        scored = [any(e > start and b < end for start, end in spans) for b, e in offsets]
         return plain_score(self.model, ids, scored)
 
     def rating(self, row: Row, wording: int) -> float:
         question = (
-            f"{LINES[wording]}\nInstruction:{chr(10).join(row.asked)}\n"
-            f"Response:{row.response}\nThe answer is: \n"
+            f"{LINES[wording]}\nInstruction:{chr(10).join(text for _, text in row.parts[:-1])}\n"
+            f"Response:{row.parts[-1][1]}\nThe answer is: \n"
         )
         ids = self.tokenizer(question)["input_ids"]
         with torch.no_grad():
@@ -150,13 +185,17 @@ class Plain:
         return mean / (1 + 0.2 * deviation)
 
 
-def prompt_of(row: Row) -> str:
-    return f"Question: {' '.join(row.asked)}\nAnswer: "
+def prompt(asked: list[str]) -> str:
+    return f"Question: {' '.join(asked)}\nAnswer: "
+
+
+def direct(asked: list[str]) -> str:
+    return "".join(f"{text}\n" for text in asked)
 
 
 def plain_values(scored: Scored, strategy: str) -> dict[str, float]:
     """The strategy's value of each sample, as its formula says."""
-    base, small = Plain(scored.models["base"]), Plain(scored.models["small"])
+    base, small = Plain(scored.models["base"], "Answer: "), Plain(scored.models["small"])
     limit = min(1024, scored.models["small"].max_length or 1024)
     sizes = [plain.model.num_parameters() for plain in (base, small)]
 
@@ -165,16 +204,15 @@ def plain_values(scored: Scored, strategy: str) -> dict[str, float]:
         return len(base.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def draw(row: Row) -> int:
-        digest = hashlib.blake2b(row.sample_id.encode(), key=b"random 7", digest_size=6)
-        return int(digest.hexdigest(), 16)
+        digest = hashlib.blake2b(row.sample_id.encode(), key=b"random 7", digest_size=8)
+        return int(digest.hexdigest()[:12], 16)
 
     def superfiltering(row: Row) -> float:
-        given = small.likelihood("\n".join([*row.asked, ""]), row.response, limit)[0]
-        return math.exp(given - small.likelihood("", row.response, limit)[0])
+        given = small.likelihood(row, direct, limit)[0]
+        return math.exp(given - small.likelihood(row, None, limit)[0])
 
     def ifd(row: Row) -> float:
-        given = base.likelihood(prompt_of(row), row.response)[0]
-        return given / base.likelihood("Answer: ", row.response)[0]
+        return base.likelihood(row, prompt)[0] / base.likelihood(row, None)[0]
 
     def selectit(row: Row) -> float:
         return sum(
@@ -184,8 +222,8 @@ def plain_values(scored: Scored, strategy: str) -> dict[str, float]:
 
     formulas: dict[str, Callable[[Row], float]] = {
         "random": draw,
-        "ppl": lambda row: math.exp(base.likelihood(prompt_of(row), row.response)[0]),
-        "entropy": lambda row: base.likelihood(prompt_of(row), row.response)[1],
+        "ppl": lambda row: math.exp(base.likelihood(row, prompt)[0]),
+        "entropy": lambda row: base.likelihood(row, prompt)[1],
         "response_length": lambda row: row.tokens,
         "instruction_length": asked_tokens,
         "length_ratio": lambda row: asked_tokens(row) / row.tokens,
@@ -242,12 +280,6 @@ def test_a_strategy_ranks_as_its_formula_says(scored: Scored, strategy: str) -> 
     assert len(set(found.values())) > len(found) / 3, "a value that tells nothing apart"
 
 
-def test_each_role_costs_one_pass_a_sample_and_no_role_comes_twice(scored: Scored) -> None:
-    roles = {"base", "calibrated", "alone", "small", "small_alone"}
-    roles |= {f"rating-{m}-{k}" for m in range(2) for k in range(5)}
-    assert scored.work.samples == {role: len(scored.pool) for role in roles}
-
-
 def test_a_baseline_needs_no_other_scores_than_its_formula(scored: Scored) -> None:
     model = scored.models["base"]
     expected = {
@@ -258,6 +290,7 @@ def test_a_baseline_needs_no_other_scores_than_its_formula(scored: Scored) -> No
         "superfiltering": ["small", "small_alone"],
         "selectit_token": ["rating-0-0"],
         "selectit_sentence": [f"rating-0-{k}" for k in range(5)],
+        "selectit": [f"rating-{m}-{k}" for m in range(2) for k in range(5)],
     }
     for strategy, roles in expected.items():
         config = replace(scored.config, strategy=strategy)
@@ -331,7 +364,7 @@ def test_what_can_not_be_scored_alone_is_a_reject_of_that_strategy(
     model = scored.models["base"]
     pool = ingest(config, model, Storage(config.storage), QUIET)
     forwards = needed_forwards(config, model, None, find_other_models(config, model))
-    scores = score(config, pool, forwards, Storage(config.storage), QUIET, Work())
+    scores = score_here(pool, forwards, Storage(config.storage))
     ranking = rank(pool, scores, Criteria(STRATEGIES["ifd"], config.select_of))
     assert ranking.table.num_rows == 1
     assert ranking.rejected["reason"].to_pylist() == ["no_response_tokens"]

@@ -176,3 +176,20 @@ def test_a_sample_that_fills_the_maximum_gets_no_token_behind_it(model: Model) -
     length = len(encoded.input_ids)
     assert training_example(encoded, eos, False, length)["input_ids"] == encoded.input_ids
     assert len(training_example(encoded, eos, False, length + 1)["input_ids"]) == length + 1
+
+
+def test_a_response_alone_is_cut_where_it_ends_in_the_whole(model: Model) -> None:
+    tokenizer, template = model.load_tokenizer(), TemplateConfig(response_prompt="Answer: ")
+    parts = [Part("instruction", "Count to ten."), Part("response", "one two three four five six")]
+    (full,) = Encoder(tokenizer, template, 1000, True).encode([parts])
+    assert isinstance(full, Encoded)
+    limit = len(full.input_ids) - 4
+    (cut,) = Encoder(tokenizer, template, limit, True).encode([parts])
+    (alone,) = Encoder(tokenizer, template, limit, True, alone=True).encode([parts])
+    assert isinstance(cut, Encoded) and isinstance(alone, Encoded)
+
+    def scored(encoded: Encoded) -> str:
+        pairs = zip(encoded.input_ids, encoded.response, strict=True)
+        return tokenizer.decode([token for token, response in pairs if response]).strip()
+
+    assert scored(alone) == scored(cut) != scored(full)

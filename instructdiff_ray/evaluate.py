@@ -1,0 +1,143 @@
+"""Does the selection teach more than as many samples drawn at random, or than all of them?
+
+A share of the pool is held out. On the rest, for each seed, a model is fine-tuned on the selection,
+on as many random samples (of each domain as many), and on everything; how likely each finds the
+held-out responses is the result: the NLL over all their tokens, in nats. Lower is better.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from instructdiff_ray.compare import ALL
+from instructdiff_ray.errors import UserError
+from instructdiff_ray.models import Model
+from instructdiff_ray.pieces import SCORES
+from instructdiff_ray.pipeline import Run
+from instructdiff_ray.pool import Pool
+from instructdiff_ray.sampling import lowest_draws
+from instructdiff_ray.score import Forward, Work, score
+from instructdiff_ray.storage import Folder
+
+UNTRAINED, SELECTED, RANDOM, FULL = "untrained", "selection", "random", "full pool"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One model's result. samples: trained on; nll: by domain and over all, nats a token."""
+
+    arm: str
+    seed: int
+    samples: int
+    nll: dict[str, float]
+
+
+def evaluate(run: Run, select: Callable[[Run, Pool], list[str]]) -> list[Trained]:
+    """All arms, all seeds. select: gives the ids that a run selects from a pool."""
+    config = run.config
+    held_out, rest = run.ingest().divide(config.evaluate.holdout, config.seed)
+    found = [Trained(UNTRAINED, config.seed, 0, held_out_nll(run, held_out, run.target))]
+    for seed in range(config.seed, config.seed + config.evaluate.seeds):
+        one = run.with_seed(seed)
+        chosen = select(one, rest)
+        arms = {SELECTED: chosen, RANDOM: as_many(rest, chosen, seed), FULL: list(rest.ids())}
+        for arm, ids in arms.items():
+            run.progress.say(f"seed {seed}, {arm}: {len(ids):,} samples")
+            nll = held_out_nll(run, held_out, one.finetune(rest, ids))
+            found.append(Trained(arm, seed, len(ids), nll))
+    return found
+
+
+def as_many(pool: Pool, chosen: Sequence[str], seed: int) -> list[str]:
+    """Random samples, of each domain as many as are chosen of it; sorted."""
+    wanted = set(chosen)
+    drawn: list[str] = []
+    for domain in pool.domains():
+        ids = list(pool.ids_of(domain.__eq__))
+        count = sum(i in wanted for i in ids)
+        drawn += lowest_draws(ids, count, f"evaluate {seed}")
+    return sorted(drawn)
+
+
+def held_out_nll(run: Run, held_out: Pool, model: Model) -> dict[str, float]:
+    """NLL of all response tokens of each domain, and of all, under the model."""
+    forwards = {"held_out": Forward(model, run.target_rendering())}
+    scores = score(run.config, held_out, forwards, run.storage, run.progress, Work())["held_out"]
+    sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
+    tables = scores.folder.read_row_groups(SCORES, ["nll", "response_tokens", "reason"])
+    for index, rows in zip(held_out.index(["domain"]), tables, strict=True):
+        if rows["nll"].null_count:  # or arms would be compared over different samples
+            reasons = ", ".join(sorted(set(rows["reason"].drop_null().to_pylist())))
+            raise UserError(
+                f"{model.trained} can't score every held-out sample ({reasons}); take"
+                " cluster.precision=fp32, or a calibrate.max_length that suits it"
+            )
+        nll, tokens = rows["nll"].to_numpy(), rows["response_tokens"].to_numpy()
+        names = np.array(index["domain"].to_pylist())
+        for name in np.unique(names):
+            own = names == name
+            for key in (name, ALL):
+                sums[str(key)] += [float((nll * tokens)[own].sum()), float(tokens[own].sum())]
+    if len(sums) == 2:  # one domain is all
+        del sums[next(name for name in sums if name != ALL)]
+    return {name: float(total / count) for name, (total, count) in sorted(sums.items())}
+
+
+def by_arm(found: Sequence[Trained]) -> dict[str, list[Trained]]:
+    """Results of each arm, in the order of their coming."""
+    arms: dict[str, list[Trained]] = defaultdict(list)
+    for one in found:
+        arms[one.arm].append(one)
+    return dict(arms)
+
+
+def as_rows(found: Sequence[Trained]) -> list[list[str]]:
+    """A table with its head: mean ± standard deviation over the seeds."""
+    domains = list(found[0].nll)
+    rows = [["trained on", "samples", "seeds", *(f"NLL {name}" for name in domains)]]
+    for arm, results in by_arm(found).items():
+        samples = round(fmean(one.samples for one in results))
+        cells = [_spread([one.nll[name] for one in results]) for name in domains]
+        rows.append([arm, f"{samples:,}", str(len(results)), *cells])
+    return rows
+
+
+def _spread(values: Sequence[float]) -> str:
+    deviation = f" ± {stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{fmean(values):.4f}{deviation}"
+
+
+def plot(found: Sequence[Trained]) -> bytes:
+    """A PNG: each result a dot, the mean of each arm a line; a field for each domain."""
+    domains, arms = list(found[0].nll), by_arm(found)
+    figure = Figure(figsize=(1.2 + 2.6 * len(domains), 3.2), layout="constrained")
+    for axes, domain in zip(
+        figure.subplots(1, len(domains), squeeze=False)[0], domains, strict=True
+    ):
+        for place, results in enumerate(arms.values()):
+            values = [one.nll[domain] for one in results]
+            axes.plot([place] * len(values), values, "o", color="#7b8794", markersize=5)
+            axes.hlines(fmean(values), place - 0.3, place + 0.3, color="#d9730d")
+        axes.set_xticks(range(len(arms)), list(arms), rotation=30, ha="right", fontsize=8)
+        axes.set_title(domain, fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supylabel("NLL of held-out responses (nats per token)", fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def write(folder: Folder, found: Sequence[Trained], about: Mapping[str, object]) -> None:
+    """Leave `evaluation.png`, and last `evaluation.json`."""
+    folder.write_bytes("evaluation.png", plot(found))
+    results = [asdict(one) for one in found]
+    text = json.dumps({**about, "results": results}, indent=2, ensure_ascii=False)
+    folder.write_bytes("evaluation.json", f"{text}\n".encode())
