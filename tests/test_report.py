@@ -318,5 +318,6 @@ def test_a_baselines_page_has_its_value_and_nothing_of_a_calibrated_model() -> N
     parsed = Page(render(summary, table, "", {"Selected": [shown]}))
     assert "Baseline: ppl_min" in parsed.text and "value 1.250" in parsed.text
     assert ("Excluded", "100", "19.7 %", "") in parsed.rows
+    assert "Not selected" in [row[0] for row in parsed.rows]
     for word in ("ΔH", "ΔNLL", "calibrated model", "None"):
         assert word not in parsed.text
