@@ -87,6 +87,7 @@ class Run:
         self.strategy = STRATEGIES[config.strategy]
         self.others = find_other_models(self.config, self.base)
         self.work = Work()
+        self.warmup = 0  # samples drawn; to draw them again only to count would read every id
         self.summary: dict[str, Any] = {}
         rendering = Rendering.of(self.config, self.base)
         rendering.check()
@@ -113,6 +114,11 @@ class Run:
 
     def sample_warmup(self, pool: Pool) -> list[str]:
         """The warm-up subset, sorted; a domain with an α or a model of its own is drawn apart."""
+        ids = self._draw_warmup(pool)
+        self.warmup = len(ids)
+        return ids
+
+    def _draw_warmup(self, pool: Pool) -> list[str]:
         config = self.config
         if not config.calibrate.per_domain and not config.domains_with("calibrate", "ratio"):
             return sample_warmup(pool.ids, config.calibrate.ratio, config.seed)
@@ -277,7 +283,7 @@ class Run:
             "counts": {
                 **pool.counts,
                 **scored_counts(ranking),
-                "warmup": len(self.sample_warmup(pool)) if calibrated else 0,
+                "warmup": self.warmup,
                 **fate_counts(ranking),
                 **token_counts(ranking),
             },

@@ -16,6 +16,7 @@ from instructdiff_ray.config import SelectConfig
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.pieces import SCORES
 from instructdiff_ray.pool import Pool, among
+from instructdiff_ray.rendering import LIKELIHOOD
 from instructdiff_ray.select import (
     ABOVE,
     BELOW,
@@ -116,7 +117,7 @@ class Ranking:
             start += bucket.index.num_rows
             columns = {"sample_id": bucket.index["sample_id"]}
             for role in (BASE, CALIBRATED):
-                for measure in ("nll", "entropy"):
+                for measure in LIKELIHOOD:
                     if role in bucket.scores:
                         columns[f"{role}_{measure}"] = bucket.scores[role][measure]
             columns.update({name: narrow[name] for name in narrow.column_names})
@@ -230,7 +231,7 @@ def _buckets(
     scores also their measures and the reason."""
     tables = []
     for role, finished in scores.items():
-        measures = ("rating",) if role.startswith(RATING) else ("nll", "entropy")
+        measures = (RATING,) if role.startswith(RATING) else LIKELIHOOD
         columns = [*of_scores, *measures, "reason"]
         tables.append(finished.folder.read_row_groups(SCORES, columns))
     for index, *found in zip(pool.index(of_index), *tables, strict=True):
