@@ -25,21 +25,23 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.common import save
 from benchmarks.scoring import batched
-from instructdiff_ray import score as score_module
-from instructdiff_ray.blocks import as_lists
+from instructdiff_ray import dataflow
+from instructdiff_ray.blocks import token_lists
 from instructdiff_ray.config import Config, DataConfig, ModelConfig
+from instructdiff_ray.dataflow import ROWS_PER_BATCH, Tokenize, score_blocks
 from instructdiff_ray.demo.model import train_model
 from instructdiff_ray.demo.pool import prose, write_pool
+from instructdiff_ray.folders import Folder
 from instructdiff_ray.ingest import ingest
 from instructdiff_ray.models import Model, find_model
+from instructdiff_ray.passes import View
 from instructdiff_ray.pool import Pool, read_part
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.rendering import Rendering
 from instructdiff_ray.resources import ClusterConfig, ScoreResources
-from instructdiff_ray.score import ROWS_PER_BATCH, Tokenize, score_blocks
 from instructdiff_ray.scorer import PAYING_TOKENS, Scorer
 from instructdiff_ray.scoring import SampleScorer
-from instructdiff_ray.storage import Folder, Storage
+from instructdiff_ray.storage import Storage
 
 GPU = torch.cuda.is_available()
 # Hidden size, layers, heads; rows.
@@ -83,13 +85,13 @@ def make_model(folder: Path, shape: tuple[int, int, int, int]) -> Model:
 
 def bare(config: Config, pool: Pool, model: Model) -> float:
     """Samples a second of two models, from tokens in memory."""
-    tokenize = Tokenize(Rendering.of(config, model), None)
+    tokenize = Tokenize([Rendering.of(config, model)], None)
     tables = [
         tokenize(read_part({"part": [part]}, pool.folder, ["sample_id", "parts"]))
         for part in pool.parts
     ]
     table = pa.concat_tables(tables)
-    ids, response = as_lists(table["input_ids"]), as_lists(table["response"])
+    ids, response = token_lists(table, 0)
     rows = list(zip(ids, response, strict=True))
     device = torch.device("cuda" if GPU else "cpu")
     scorers = [SampleScorer(model.load(config.cluster.precision, device)) for _ in ROLES]
@@ -103,16 +105,17 @@ def bare(config: Config, pool: Pool, model: Model) -> float:
 
 def pipeline(config: Config, pool: Pool, model: Model, folder: Folder) -> dict[str, float]:
     """Samples a second in the steady state, and what its scorer did with its time."""
-    targets = {role: (model, folder.sub(role)) for role in ROLES}
+    folders = {role: folder.sub(role) for role in ROLES}
+    view = View(Rendering.of(config, model), dict.fromkeys(ROLES, model), folders)
     blocks, ends = [], []
     began = time.perf_counter()
-    with mock.patch.object(score_module, "Scorer", Scorer if GPU else OneThread):
-        for receipt in score_blocks(config, pool, targets, Rendering.of(config, model), None):
+    with mock.patch.object(dataflow, "Scorer", Scorer if GPU else OneThread):
+        for receipt in score_blocks(config, pool, [view], None):
             blocks += receipt.to_pylist()
             ends += [time.perf_counter()] * receipt.num_rows
     steady = blocks[1:]
     busy, waited = (sum(b["usage"][name] for b in steady) for name in ("busy_s", "waited_s"))
-    samples = sum(block["samples"] for block in steady)
+    samples = sum(block["samples"][0] for block in steady)
     return {
         "samples_per_second": samples / (busy + waited),
         "waited": waited / (busy + waited),

@@ -20,21 +20,25 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.common import peak_mib, reset_peak, save
-from instructdiff_ray.config import SelectConfig, TemplateConfig
+from instructdiff_ray.config import TemplateConfig
+from instructdiff_ray.dataflow import ROWS_PER_BATCH
+from instructdiff_ray.folders import Folder
 from instructdiff_ray.ingest import RECEIPT, ROWS_PER_PART
 from instructdiff_ray.models import Model
 from instructdiff_ray.outputs import write_ranking
+from instructdiff_ray.passes import View, find_passes
 from instructdiff_ray.pieces import gather, piece_schema, write_pieces
 from instructdiff_ray.pool import Pool
 from instructdiff_ray.ranking import Criteria, fate_counts, rank
 from instructdiff_ray.rendering import LIKELIHOOD, Rendering
-from instructdiff_ray.score import ROWS_PER_BATCH, find_passes
+from instructdiff_ray.select import SelectConfig
 from instructdiff_ray.settle import Settling
-from instructdiff_ray.storage import Finished, Folder
+from instructdiff_ray.storage import Finished
 from instructdiff_ray.strategies import STRATEGIES
 
 ROLES = ("base", "calibrated")
-NOWHERE = Rendering(Model("", None, False, "", None), TemplateConfig(), 1, False)
+MODEL = Model("", None, False, "", None)
+RENDERING = Rendering(MODEL, TemplateConfig(), 1, False)
 
 
 def ids(count: int, rng: np.random.Generator) -> pa.Array:
@@ -100,7 +104,7 @@ def measure(rows: int) -> dict[str, Any]:
         for seed, role in enumerate(ROLES):
             leave_pieces(pool, pieces[role], seed)
         with step("find"):
-            assert not find_passes(pool, NOWHERE, pieces)
+            assert not find_passes(pool, [View(RENDERING, dict.fromkeys(ROLES, MODEL), pieces)])
         with step("gather"):
             for role in ROLES:
                 gather(pool, {None: pieces[role]}, LIKELIHOOD, folder.sub(role))

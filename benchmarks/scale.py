@@ -33,16 +33,19 @@ from ray.cluster_utils import Cluster
 
 from benchmarks.common import save
 from benchmarks.sleeper import Sleeper
-from instructdiff_ray import score as score_module
-from instructdiff_ray.config import Config, DataConfig, ModelConfig, SelectConfig
+from instructdiff_ray import dataflow
+from instructdiff_ray.config import Config, DataConfig, ModelConfig
+from instructdiff_ray.dataflow import ROWS_PER_BATCH
 from instructdiff_ray.demo.model import train_model
 from instructdiff_ray.demo.pool import prose
+from instructdiff_ray.forwards import whole
 from instructdiff_ray.ingest import ingest
 from instructdiff_ray.models import find_model
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.ranking import Criteria, fate_counts, rank
 from instructdiff_ray.resources import ClusterConfig, ScoreResources
-from instructdiff_ray.score import ROWS_PER_BATCH, Work, score, whole
+from instructdiff_ray.score import Work, score
+from instructdiff_ray.select import SelectConfig
 from instructdiff_ray.storage import Storage
 from instructdiff_ray.strategies import STRATEGIES
 
@@ -142,7 +145,7 @@ def measure(rows: int, machines: int, gpus: int) -> dict[str, Any]:
         ray.shutdown()
         cluster = simulate(machines, gpus)
         work = Work()
-        with mock.patch.object(score_module, "Scorer", TimedSleeper):
+        with mock.patch.object(dataflow, "Scorer", TimedSleeper):
             scores = score(config, pool, forwards, storage, progress, work)
         memory["score"] = watch.peaks()
         ray.shutdown()

@@ -18,12 +18,13 @@ import pyarrow as pa
 
 from benchmarks.common import peak_mib, reset_peak, save
 from instructdiff_ray.buckets import BUCKETS
-from instructdiff_ray.config import SelectConfig
+from instructdiff_ray.folders import Folder
 from instructdiff_ray.pieces import piece_schema
 from instructdiff_ray.pool import INDEX, Pool
 from instructdiff_ray.ranking import Criteria, fate_counts, rank
 from instructdiff_ray.rendering import LIKELIHOOD
-from instructdiff_ray.storage import Finished, Folder
+from instructdiff_ray.select import SelectConfig
+from instructdiff_ray.storage import Finished
 from instructdiff_ray.strategies import STRATEGIES
 
 PIECE = piece_schema(LIKELIHOOD)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 from ray.actor import ActorHandle
 
-from instructdiff_ray.blocks import scores_table
-from instructdiff_ray.models import Model
+from instructdiff_ray.blocks import score_columns
+from instructdiff_ray.passes import View
+from instructdiff_ray.rendering import LIKELIHOOD
 from instructdiff_ray.throughput import Usage
 from instructdiff_ray.watch import Watched
 
@@ -22,10 +23,8 @@ class Sleeper:
 
     sleep_s = 0.0
 
-    def __init__(
-        self, models: Mapping[str, Model], measures: Sequence[str], watch: ActorHandle, **_: Any
-    ) -> None:
-        self.roles, self.measures = list(models), measures
+    def __init__(self, views: Sequence[View], watch: ActorHandle, **_: Any) -> None:
+        (self.view,) = views
         self.watched = Watched(watch)
         self.free_since: float | None = None
         self.random = np.random.default_rng()
@@ -37,8 +36,11 @@ class Sleeper:
         # From its first block on.
         usage = Usage(waited_s=began - (self.free_since or began))
         time.sleep(self.sleep_s * block.num_rows)
-        values = {role: self.random.normal(2, 0.5, (2, block.num_rows)) for role in self.roles}
-        scores = scores_table(block, self.measures, values, {role: set() for role in self.roles})
+        columns = {"sample_id": block["sample_id"]}
+        for role in self.view.models:
+            values = {name: self.random.normal(2, 0.5, block.num_rows) for name in LIKELIHOOD}
+            columns.update(score_columns(block, 0, role, values, {}))
+        scores = pa.table(columns)
         self.free_since = time.monotonic()
         usage.busy_s = self.free_since - began
         self.watched.end(name, scored=True)

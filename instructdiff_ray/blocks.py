@@ -1,80 +1,73 @@
 """A block on its way through the scorer: its columns of tokens before, of scores after.
 
-Before: sample_id, input_ids, response (whether each token is scored), reason and detail; of a
-sample that can't be encoded the first two are empty, of others the last two null. After: sample_id,
-response_tokens, and for each role its measures, and where these are null its reason and detail.
+Before: sample_id, and for each view of the samples, by its number: input_ids, response (whether
+each token is scored), reason and detail; of a sample that can't be encoded the first two are empty,
+of others the last two null. After: sample_id, and for each role response_tokens, its measures, and
+where these are null reason and detail.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from instructdiff_ray.watch import MAX_DEATHS
+from instructdiff_ray.samples import Reject
+from instructdiff_ray.template import Encoded
 
 # Reasons of samples that could not be scored.
 KILLS_SCORER, NOT_FINITE, OUT_OF_MEMORY = "kills_scorer", "not_finite", "out_of_memory"
+NOTHING = Encoded([], [], [], False)
 
 
-def scores_table(
+def encoded_columns(view: int, encoded: Sequence[Encoded | Reject]) -> dict[str, pa.Array]:
+    """Samples as one view has them. All were encoded at ingest; in another form, or by another
+    tokenizer, some may not be."""
+    rejects = [item if isinstance(item, Reject) else None for item in encoded]
+    tokens = [item if isinstance(item, Encoded) else NOTHING for item in encoded]
+    return {
+        f"{view}_input_ids": pa.array([e.input_ids for e in tokens], pa.list_(pa.int32())),
+        f"{view}_response": pa.array([e.response for e in tokens], pa.list_(pa.bool_())),
+        f"{view}_reason": pa.array([r and r.reason for r in rejects], pa.string()),
+        f"{view}_detail": pa.array([r and r.detail for r in rejects], pa.string()),
+    }
+
+
+def token_lists(block: pa.Table, view: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """input_ids and response of each row."""
+    return as_lists(block[f"{view}_input_ids"]), as_lists(block[f"{view}_response"])
+
+
+def score_columns(
     block: pa.Table,
-    measures: Sequence[str],
+    view: int,
+    role: str,
     values: Mapping[str, np.ndarray],
-    too_large: Mapping[str, set[int]],
-) -> pa.Table:
-    """values: role → [measures, rows]. One that is not finite is a reject.
+    rejects: Mapping[int, Reject],
+) -> dict[str, pa.Array]:
+    """The columns of one role. values: by measure, [rows]; what is not finite is a reject.
 
-    too_large: role → rows that the device's memory does not hold alone; rejects too.
+    rejects: rows that are known not to be scored, besides those that were not encoded.
     """
-    columns = _identity(block)
-    unread = _unread(block)
-    for role, found in values.items():
-        bad = ~np.isfinite(found).all(axis=0)
-        bad[list(too_large[role])] = True
-        why = {
-            row: unread.get(row) or _why(row, role, too_large[role])
-            for row in np.flatnonzero(bad).tolist()
-        }
-        for name, column in zip(measures, found, strict=True):
-            columns[f"{role}_{name}"] = pa.array(column, mask=bad)
-        told: list[Any] = [why.get(row, (None, None)) for row in range(len(bad))]
-        columns[f"{role}_reason"] = pa.array([reason for reason, _ in told], pa.string())
-        columns[f"{role}_detail"] = pa.array([detail for _, detail in told], pa.string())
-    return pa.table(columns)
-
-
-def _unread(block: pa.Table) -> dict[int, tuple[str, str]]:
-    """Rows that could not be encoded, and why."""
-    told = zip(block["reason"].to_pylist(), block["detail"].to_pylist(), strict=True)
-    return {row: why for row, why in enumerate(told) if why[0] is not None}
-
-
-def _why(row: int, role: str, too_large: set[int]) -> tuple[str, str]:
-    if row in too_large:
-        return OUT_OF_MEMORY, "the device's memory does not hold this sample alone"
+    bad = np.array(~np.isfinite([*values.values()]).all(axis=0), dtype=bool)
+    bad[list(rejects)] = True
     line = f"scores under the {role} model are not finite; cluster.precision=fp32 may help"
-    return NOT_FINITE, line
-
-
-def lethal_table(one: pa.Table, measures: Sequence[str], roles: Sequence[str]) -> pa.Table:
-    """A sample on which the scorer died again and again."""
-    columns = _identity(one)
-    for role in roles:
-        for name in measures:
-            columns[f"{role}_{name}"] = pa.array([None], pa.float64())
-        columns[f"{role}_reason"] = pa.array([KILLS_SCORER])
-        detail = f"the scorer died {MAX_DEATHS} times on this sample alone"
-        columns[f"{role}_detail"] = pa.array([detail])
-    return pa.table(columns)
-
-
-def _identity(block: pa.Table) -> dict[str, pa.Array]:
-    scored = [np.count_nonzero(response) for response in as_lists(block["response"])]
-    return {"sample_id": block["sample_id"], "response_tokens": pa.array(scored, pa.int32())}
+    not_finite = Reject(NOT_FINITE, line)
+    reasons, details = (block[f"{view}_{name}"].to_pylist() for name in ("reason", "detail"))
+    for row in np.flatnonzero(bad).tolist():
+        if reasons[row] is None:
+            reject = rejects.get(row, not_finite)
+            reasons[row], details[row] = reject.reason, reject.detail
+    scored = [np.count_nonzero(response) for response in as_lists(block[f"{view}_response"])]
+    columns = {
+        "response_tokens": pa.array(scored, pa.int32()),
+        **{measure: pa.array(column, mask=bad) for measure, column in values.items()},
+        "reason": pa.array(reasons, pa.string()),
+        "detail": pa.array(details, pa.string()),
+    }
+    return {f"{role}_{name}": column for name, column in columns.items()}
 
 
 def as_lists(column: pa.ChunkedArray) -> list[np.ndarray]:

@@ -12,12 +12,13 @@ from typing import Any
 import pyarrow as pa
 
 from instructdiff_ray.config import Config
+from instructdiff_ray.folders import Folder
 from instructdiff_ray.models import Model
 from instructdiff_ray.pool import Pool, pool_rows
 from instructdiff_ray.progress import Progress, Stage
 from instructdiff_ray.rendering import Rendering
 from instructdiff_ray.resources import TrainResources
-from instructdiff_ray.storage import Artifact, Finished, Folder, Storage, make_key
+from instructdiff_ray.storage import Artifact, Finished, Storage, make_key
 
 VERSION = 2  # of what this stage computes; raise it when the same input gives another model
 

@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 from matplotlib.figure import Figure
 
 from instructdiff_ray.errors import UserError
+from instructdiff_ray.folders import Folder, absolute
 from instructdiff_ray.outputs import SUMMARY
 from instructdiff_ray.pool import Pool
 from instructdiff_ray.select import SELECTED
-from instructdiff_ray.storage import Folder, absolute
 
 ALL = "all domains"
 

@@ -21,9 +21,9 @@ from itertools import islice
 import numpy as np
 import pyarrow as pa
 
-from instructdiff_ray.config import Config, SelectConfig
+from instructdiff_ray.config import Config
 from instructdiff_ray.pool import Pool, pool_rows
-from instructdiff_ray.select import sample_count
+from instructdiff_ray.select import SelectConfig, sample_count
 
 K1, K2, K3 = 10_000, 200, 100
 MARKED = np.inf

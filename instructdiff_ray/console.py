@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from instructdiff_ray.folders import Folder, join
 from instructdiff_ray.progress import duration
 from instructdiff_ray.report import LABELS
-from instructdiff_ray.storage import Folder, join
 
 POINTS = ("p05", "p25", "p50", "p75", "p95")
 

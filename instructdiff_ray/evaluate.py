@@ -19,13 +19,14 @@ from matplotlib.figure import Figure
 
 from instructdiff_ray.compare import ALL
 from instructdiff_ray.errors import UserError
+from instructdiff_ray.folders import Folder
+from instructdiff_ray.forwards import Forward
 from instructdiff_ray.models import Model
 from instructdiff_ray.pieces import SCORES
 from instructdiff_ray.pipeline import Run
 from instructdiff_ray.pool import Pool
 from instructdiff_ray.sampling import lowest_draws
-from instructdiff_ray.score import Forward, Work, score
-from instructdiff_ray.storage import Folder
+from instructdiff_ray.score import Work, score
 
 UNTRAINED, SELECTED, RANDOM, FULL = "untrained", "selection", "random", "full pool"
 

@@ -21,6 +21,7 @@ import ray.data
 
 from instructdiff_ray.config import Config, DataConfig
 from instructdiff_ray.errors import UserError
+from instructdiff_ray.folders import Folder
 from instructdiff_ray.models import Model
 from instructdiff_ray.pool import POOL, REJECTS, Pool, open_pool, stream
 from instructdiff_ray.progress import Progress
@@ -28,7 +29,7 @@ from instructdiff_ray.rendering import Rendering
 from instructdiff_ray.samples import Part, Reject, domain_of, parse_row, sample_id
 from instructdiff_ray.settle import Settling, reject_row
 from instructdiff_ray.sources import SourceFile, find_files, read_rows
-from instructdiff_ray.storage import Artifact, Finished, Folder, Storage, make_key
+from instructdiff_ray.storage import Artifact, Finished, Storage, make_key
 from instructdiff_ray.template import Encoded
 
 VERSION = 3  # of what this stage computes; raise it when the same input gives another pool

@@ -17,7 +17,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from instructdiff_ray.config import ModelConfig
 from instructdiff_ray.errors import DamagedFile, UserError
-from instructdiff_ray.storage import Folder, absolute, is_uri, local_copy, make_key
+from instructdiff_ray.folders import Folder, absolute, is_uri
+from instructdiff_ray.storage import local_copy, make_key
 
 # Transformers and torch are imported where they are needed: they take seconds and hundreds of MiB,
 # and not every process that is told of a model loads something of it.

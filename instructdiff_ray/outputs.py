@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
+from instructdiff_ray.folders import Folder, open_filesystem
 from instructdiff_ray.pool import REJECTS, pool_rows
 from instructdiff_ray.ranking import Ranking, selected_ids
 from instructdiff_ray.report import LABELS, Example, render_report
 from instructdiff_ray.samples import Reject
 from instructdiff_ray.select import ABOVE, BELOW, NOT_TOP, SELECTED
 from instructdiff_ray.settle import reject_row
-from instructdiff_ray.storage import Folder, open_filesystem
 
 SUMMARY = "summary.json"
 EXAMPLES_EACH = 4

@@ -19,8 +19,8 @@ import pyarrow.compute as pc
 
 from instructdiff_ray.buckets import Buckets, bucket_numbers, id_array
 from instructdiff_ray.errors import DamagedFile
+from instructdiff_ray.folders import Folder
 from instructdiff_ray.pool import Pool, among, of_domain
-from instructdiff_ray.storage import Folder
 
 
 def piece_schema(measures: Sequence[str]) -> pa.Schema:

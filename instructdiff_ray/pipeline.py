@@ -19,6 +19,8 @@ from instructdiff_ray.config import Config
 from instructdiff_ray.console import result_table
 from instructdiff_ray.demo.artifacts import DEMO, demo_model, demo_pool
 from instructdiff_ray.errors import UserError
+from instructdiff_ray.folders import Folder, absolute
+from instructdiff_ray.forwards import Forward, finished_scores, scores_keys
 from instructdiff_ray.ingest import ingest, pool_artifact, source_files
 from instructdiff_ray.models import Model, find_model
 from instructdiff_ray.outputs import (
@@ -43,8 +45,8 @@ from instructdiff_ray.ranking import (
 from instructdiff_ray.rendering import Rendering
 from instructdiff_ray.roles import find_other_models, needed_forwards
 from instructdiff_ray.sampling import sample_warmup
-from instructdiff_ray.score import Forward, Work, finished_scores, score, scores_keys
-from instructdiff_ray.storage import Finished, Folder, Storage, absolute
+from instructdiff_ray.score import Work, score
+from instructdiff_ray.storage import Finished, Storage
 from instructdiff_ray.strategies import STRATEGIES
 
 # One model for all, or one for each domain.

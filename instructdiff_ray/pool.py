@@ -19,8 +19,9 @@ from ray.exceptions import RayError
 
 from instructdiff_ray.buckets import id_array
 from instructdiff_ray.errors import UserError, user_error_in
+from instructdiff_ray.folders import Folder
 from instructdiff_ray.sampling import draw
-from instructdiff_ray.storage import Finished, Folder
+from instructdiff_ray.storage import Finished
 
 PARTS = pa.list_(pa.struct([("kind", pa.string()), ("text", pa.string())]))
 POOL = pa.schema(

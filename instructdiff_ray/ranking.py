@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from instructdiff_ray.buckets import id_array
-from instructdiff_ray.config import SelectConfig
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.pieces import SCORES
 from instructdiff_ray.pool import Pool, among
@@ -25,6 +24,7 @@ from instructdiff_ray.select import (
     NOT_TOP,
     SELECTED,
     Measured,
+    SelectConfig,
     select,
 )
 from instructdiff_ray.storage import Finished

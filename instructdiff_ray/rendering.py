@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from instructdiff_ray.config import Config, TemplateConfig
 from instructdiff_ray.errors import UserError
@@ -17,6 +17,9 @@ from instructdiff_ray.models import Model
 from instructdiff_ray.rating import RatingEncoder
 from instructdiff_ray.samples import Part, Reject
 from instructdiff_ray.template import Encoded, Encoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LIKELIHOOD = ("nll", "entropy")
 RATING = ("rating",)
@@ -101,10 +104,11 @@ class Rendering:
         return encoder.encode(samples)
 
 
-@lru_cache(maxsize=4)
+# A task shows its samples in no more forms than SelectIT has wordings.
+@lru_cache(maxsize=8)
 def _encoder(rendering: Rendering) -> Encoder:
     return Encoder(
-        rendering.model.load_tokenizer(),
+        _tokenizer(rendering.model),
         rendering.template,
         rendering.max_length,
         rendering.truncate,
@@ -112,7 +116,11 @@ def _encoder(rendering: Rendering) -> Encoder:
     )
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _rating_encoder(rendering: Rendering) -> RatingEncoder:
-    tokenizer = rendering.model.load_tokenizer()
-    return RatingEncoder(tokenizer, rendering.wording, rendering.max_length)
+    return RatingEncoder(_tokenizer(rendering.model), rendering.wording, rendering.max_length)
+
+
+@lru_cache(maxsize=2)
+def _tokenizer(model: Model) -> PreTrainedTokenizerBase:
+    return model.load_tokenizer()

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from instructdiff_ray.config import Config, TemplateConfig
+from instructdiff_ray.forwards import Forward
 from instructdiff_ray.models import Model, find_model
 from instructdiff_ray.rendering import Rendering
-from instructdiff_ray.score import Forward
 from instructdiff_ray.strategies import (
     ALONE,
     BASE,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -15,33 +15,33 @@ from ray.actor import ActorHandle
 from transformers import PreTrainedModel
 
 from instructdiff_ray.batching import Batch, token_batches
-from instructdiff_ray.blocks import as_lists, lethal_table, scores_table
+from instructdiff_ray.blocks import KILLS_SCORER, OUT_OF_MEMORY, score_columns, token_lists
 from instructdiff_ray.models import Model
+from instructdiff_ray.passes import View
+from instructdiff_ray.samples import Reject
 from instructdiff_ray.scoring import SampleScorer
 from instructdiff_ray.throughput import Usage, keep_freed_memory, matrix_product_rate
-from instructdiff_ray.watch import Watched
+from instructdiff_ray.watch import MAX_DEATHS, Watched
 
 # A larger pass is no faster: the weights are read often enough as it is, and what lies between two
 # layers leaves a processor's caches.
 PAYING_TOKENS = {"cpu": 4096, "cuda": 32_768}
 TRIAL = (16, 128)  # samples and tokens of each; a model may not see more positions
+LETHAL = Reject(KILLS_SCORER, f"the scorer died {MAX_DEATHS} times on this sample alone")
+TOO_LARGE = Reject(OUT_OF_MEMORY, "the device's memory does not hold this sample alone")
 
 
 class Scorer:
-    """A Ray Data actor. Its models share every prepared batch.
+    """A Ray Data actor. The models of a view share every prepared batch.
 
-    models: role → model; measures: what is computed of each sample, NLL and entropy or the rating,
-    of which rating_tokens are the tokens; precision: fp32 | bf16; tokens_per_batch: of one forward
-    pass, None: as many as pay; actors_per_node: how many may share this machine's cores, without a
-    GPU; gpus: this actor's share of one; watch: is told what is begun, so that a sample that kills
-    this process is found.
+    precision: fp32 | bf16; tokens_per_batch: of one forward pass, None: as many as pay;
+    actors_per_node: how many may share this machine's cores, without a GPU; gpus: this actor's
+    share of one; watch: is told what is begun, so that a sample that kills this process is found.
     """
 
     def __init__(
         self,
-        models: Mapping[str, Model],
-        measures: Sequence[str],
-        rating_tokens: list[int] | None,
+        views: Sequence[View],
         precision: str,
         tokens_per_batch: int | None,
         actors_per_node: int,
@@ -60,11 +60,9 @@ class Scorer:
         self.usage = Usage()
         self.watched = Watched(watch)
         self.watched.begin_load()
-        for model in models.values():
-            model.check()
-        self.measures = measures
-        self.scorers = _load(models, precision, self.device, rating_tokens)
-        one = next(iter(self.scorers.values()))
+        self.views = views
+        self.scorers = _load(views, precision, self.device)
+        one = next(iter(self.scorers[0].values()))
         self.tokens_per_batch = tokens_per_batch or paying_tokens(one, gpus)
         self.rate = matrix_product_rate(one.model)
         self.watched.end_load()
@@ -89,15 +87,22 @@ class Scorer:
         return scores
 
     def _score(self, block: pa.Table) -> pa.Table:
-        ids, response = as_lists(block["input_ids"]), as_lists(block["response"])
+        columns = {"sample_id": block["sample_id"]}
+        for number in range(len(self.views)):
+            columns.update(self._score_view(block, number))
+        return pa.table(columns)
+
+    def _score_view(self, block: pa.Table, number: int) -> dict[str, pa.Array]:
+        ids, response = token_lists(block, number)
+        scorers = self.scorers[number]
         scores: list[tuple[str, list[int], torch.Tensor]] = []
-        too_large: dict[str, set[int]] = {role: set() for role in self.scorers}
+        rejects: dict[str, dict[int, Reject]] = {role: {} for role in scorers}
         lengths = [len(tokens) for tokens in ids]
         queue = deque(token_batches(lengths, self.tokens_per_batch))
         while queue:
             rows = queue.popleft()
             batch = Batch.of([ids[i] for i in rows], [response[i] for i in rows], self.device)
-            for role, scorer in self.scorers.items():
+            for role, scorer in scorers.items():
                 try:
                     scores.append((role, rows, scorer.score(batch)))
                     self._count(scorer, batch)
@@ -109,12 +114,19 @@ class Scorer:
                         middle = len(rows) // 2
                         queue.extendleft((rows[middle:], rows[:middle]))
                         break
-                    too_large[role].update(rows)
+                    rejects[role][rows[0]] = TOO_LARGE
         # Fetched at the end: a GPU goes on while the next batch is made ready.
-        values = {role: np.full((len(self.measures), len(ids)), np.nan) for role in self.scorers}
+        found = {role: self._no_scores(number, len(ids)) for role in scorers}
         for role, rows, result in scores:
-            values[role][:, rows] = result.cpu().numpy()
-        return scores_table(block, self.measures, values, too_large)
+            for column, of_batch in zip(found[role].values(), result.cpu().numpy(), strict=True):
+                column[rows] = of_batch
+        columns: dict[str, pa.Array] = {}
+        for role, values in found.items():
+            columns.update(score_columns(block, number, role, values, rejects[role]))
+        return columns
+
+    def _no_scores(self, number: int, rows: int) -> dict[str, np.ndarray]:
+        return {name: np.full(rows, np.nan) for name in self.views[number].rendering.measures}
 
     def _count(self, scorer: SampleScorer, batch: Batch) -> None:
         tokens, scored = len(batch.tokens), len(batch.targets)
@@ -132,31 +144,43 @@ class Scorer:
             one = block.slice(row, 1)
             sample_id = one["sample_id"][0].as_py()
             if self.watched.lethal(sample_id):
-                tables.append(lethal_table(one, self.measures, list(self.scorers)))
+                tables.append(self._give_up(one))
             else:
                 tables.append(self._score(one))
                 self.watched.end(sample_id, scored=True)
         return pa.concat_tables(tables)
 
+    def _give_up(self, one: pa.Table) -> pa.Table:
+        columns = {"sample_id": one["sample_id"]}
+        for number, scorers in enumerate(self.scorers):
+            for role in scorers:
+                values = self._no_scores(number, 1)
+                columns.update(score_columns(one, number, role, values, {0: LETHAL}))
+        return pa.table(columns)
+
 
 def _load(
-    models: Mapping[str, Model],
-    precision: str,
-    device: torch.device,
-    rating_tokens: list[int] | None,
-) -> dict[str, SampleScorer]:
-    """A scorer for each role; a model and adapters of it share one copy of its weights."""
+    views: Sequence[View], precision: str, device: torch.device
+) -> list[dict[str, SampleScorer]]:
+    """By view, a scorer for each role; a model and adapters of it share one copy of its weights."""
+    models = {model.identity: model for view in views for model in view.models.values()}
+    for model in models.values():
+        model.check()
     adapted = {model.path: model for model in models.values() if model.adapter}
     loaded: dict[str, PreTrainedModel] = {}
-    scorers = {}
-    for role, model in models.items():
+
+    def make(model: Model, rating_tokens: list[int] | None) -> SampleScorer:
         shared = adapted.get(model.path, model)
         assert model.adapter in (None, shared.adapter), "one adapter at a time"
         if model.path not in loaded:
             loaded[model.path] = shared.load(precision, device)
         on = None if shared.adapter is None else model.adapter is not None
-        scorers[role] = SampleScorer(loaded[model.path], rating_tokens, on)
-    return scorers
+        return SampleScorer(loaded[model.path], rating_tokens, on)
+
+    return [
+        {role: make(model, view.rendering.rating_tokens()) for role, model in view.models.items()}
+        for view in views
+    ]
 
 
 def paying_tokens(scorer: SampleScorer, gpus: float) -> int:

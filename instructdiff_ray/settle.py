@@ -18,9 +18,9 @@ import pyarrow.compute as pc
 import ray.data
 
 from instructdiff_ray.buckets import Buckets
+from instructdiff_ray.folders import Folder
 from instructdiff_ray.pool import INDEX, POOL, REJECTS
 from instructdiff_ray.samples import Reject
-from instructdiff_ray.storage import Folder
 
 # Enough of a rejected row to see what it was; file and line lead to the whole.
 REJECT_SOURCE_CHARACTERS = 10_000

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from instructdiff_ray.errors import UserError
-from instructdiff_ray.storage import absolute, is_uri, open_filesystem
+from instructdiff_ray.folders import absolute, is_uri, open_filesystem
 
 FORMATS = {
     ".jsonl": "jsonl",

@@ -37,12 +37,13 @@ from transformers import (
 from instructdiff_ray.checkpoints import KeepCheckpoints, fetch_checkpoint, resuming
 from instructdiff_ray.config import CalibrateConfig
 from instructdiff_ray.errors import UserError, user_error_in
+from instructdiff_ray.folders import Folder
 from instructdiff_ray.models import Model, folder_identity
 from instructdiff_ray.progress import Stage
 from instructdiff_ray.rendering import Rendering
 from instructdiff_ray.resources import TrainResources
 from instructdiff_ray.samples import Part
-from instructdiff_ray.storage import Artifact, Folder
+from instructdiff_ray.storage import Artifact
 from instructdiff_ray.template import Encoded, training_example
 from instructdiff_ray.throughput import keep_freed_memory
 

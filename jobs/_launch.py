@@ -30,12 +30,13 @@ from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 from transformers.utils.logging import disable_progress_bar
 
-from instructdiff_ray.config import CalibrateConfig, Config, SelectConfig
+from instructdiff_ray.config import CalibrateConfig, Config
 from instructdiff_ray.console import sweep_table
 from instructdiff_ray.errors import UserError, user_error_in
+from instructdiff_ray.folders import absolute, is_uri, join
 from instructdiff_ray.pipeline import Run, run_name
 from instructdiff_ray.resources import ClusterConfig
-from instructdiff_ray.storage import absolute, is_uri, join
+from instructdiff_ray.select import SelectConfig
 
 SWEEP = run_name()
 CONF = os.path.join(ROOT, "conf")

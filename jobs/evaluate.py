@@ -9,10 +9,10 @@ from _launch import launch
 from instructdiff_ray.config import Config
 from instructdiff_ray.console import aligned_table
 from instructdiff_ray.evaluate import as_rows, evaluate, write
+from instructdiff_ray.folders import join
 from instructdiff_ray.pipeline import Run
 from instructdiff_ray.pool import Pool
 from instructdiff_ray.ranking import selected_ids
-from instructdiff_ray.storage import join
 
 
 def main(run: Run) -> None:

@@ -11,16 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instructdiff_ray.config import (
-    CalibrateConfig,
-    Config,
-    DataConfig,
-    SelectConfig,
-    TemplateConfig,
-)
+from instructdiff_ray.config import CalibrateConfig, Config, DataConfig, TemplateConfig
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.resources import ClusterConfig, ScoreResources, TrainResources
 from instructdiff_ray.sampling import floor_share
+from instructdiff_ray.select import SelectConfig
 
 NAN, INF = math.nan, math.inf
 IMPOSSIBLE: list[tuple[Callable[..., Any], str, str, list[Any]]] = [

@@ -10,18 +10,12 @@ from statistics import fmean
 import pytest
 from matplotlib.image import imread
 
-from instructdiff_ray.config import (
-    CalibrateConfig,
-    Config,
-    DataConfig,
-    EvaluateConfig,
-    ModelConfig,
-    SelectConfig,
-)
+from instructdiff_ray.config import CalibrateConfig, Config, DataConfig, EvaluateConfig, ModelConfig
 from instructdiff_ray.evaluate import Trained, as_many, as_rows, evaluate, plot, write
 from instructdiff_ray.pipeline import Run
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.ranking import selected_ids
+from instructdiff_ray.select import SelectConfig
 
 
 def test_the_table_has_mean_and_spread_over_seeds() -> None:

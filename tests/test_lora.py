@@ -12,9 +12,11 @@ import pytest
 import torch
 from peft import PeftModel
 
-from instructdiff_ray.config import CalibrateConfig, Config, DataConfig, ModelConfig
+from instructdiff_ray.blocks import encoded_columns
+from instructdiff_ray.config import CalibrateConfig, Config, DataConfig, ModelConfig, TemplateConfig
 from instructdiff_ray.models import Model
-from instructdiff_ray.rendering import LIKELIHOOD, Rendering
+from instructdiff_ray.passes import View
+from instructdiff_ray.rendering import Rendering
 from instructdiff_ray.samples import Part
 from instructdiff_ray.scorer import Scorer
 from instructdiff_ray.template import Encoded
@@ -67,21 +69,15 @@ def test_base_and_calibrated_share_their_weights(model: Model, tmp_path: Path) -
     adapted = with_adapter(model.load("fp32"), CalibrateConfig(lora_rank=2))
     adapted.save_pretrained(tmp_path)
     calibrated = replace(model, adapter=str(tmp_path), identity="calibrated")
-    roles = {"base": model, "calibrated": calibrated}
+    rendering = Rendering(model, TemplateConfig(), 64, truncate=False)
+    view = View(rendering, {"base": model, "calibrated": calibrated}, {})
     threads = torch.get_num_threads()
-    scorer = Scorer(roles, LIKELIHOOD, None, "fp32", 100, 1, 0, start_watch())
+    scorer = Scorer([view], "fp32", 100, 1, 0, start_watch())
     torch.set_num_threads(threads)
-    first, second = scorer.scorers.values()
+    first, second = scorer.scorers[0].values()
     assert first.model is second.model and (first.adapter, second.adapter) == (False, True)
-    block = pa.table(
-        {
-            "sample_id": ["0"],
-            "input_ids": pa.array([[5, 6, 7]], pa.list_(pa.int32())),
-            "response": [[False, True, True]],
-            "reason": pa.nulls(1, pa.string()),
-            "detail": pa.nulls(1, pa.string()),
-        }
-    )
+    tokens = Encoded([5, 6, 7], [False, True, True], [False] * 3, False)
+    block = pa.table({"sample_id": ["0"], **encoded_columns(0, [tokens])})
     scores = scorer(block)
     # A new adapter adds nothing yet.
     assert scores["base_nll"].to_pylist() == pytest.approx(scores["calibrated_nll"].to_pylist())

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from instructdiff_ray.config import CalibrateConfig, Config, DataConfig, ModelConfig, SelectConfig
+from instructdiff_ray.config import CalibrateConfig, Config, DataConfig, ModelConfig
 from instructdiff_ray.demo.pool import write_pool
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.pipeline import Run
@@ -20,6 +20,7 @@ from instructdiff_ray.progress import Progress
 from instructdiff_ray.ranking import selected_ids
 from instructdiff_ray.rendering import Rendering
 from instructdiff_ray.samples import Part
+from instructdiff_ray.select import SelectConfig
 from instructdiff_ray.template import Encoded
 from tests.test_scoring import plain_score
 from tests.test_select import plain_fates

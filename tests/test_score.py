@@ -12,6 +12,7 @@ import pytest
 
 from instructdiff_ray.config import CalibrateConfig, Config, DataConfig, ModelConfig
 from instructdiff_ray.errors import UserError
+from instructdiff_ray.forwards import finished_scores, whole
 from instructdiff_ray.ingest import ingest
 from instructdiff_ray.models import Model
 from instructdiff_ray.pool import Pool
@@ -19,7 +20,7 @@ from instructdiff_ray.progress import Progress
 from instructdiff_ray.rendering import Rendering
 from instructdiff_ray.resources import ClusterConfig, ScoreResources
 from instructdiff_ray.samples import Part
-from instructdiff_ray.score import Work, finished_scores, score, whole
+from instructdiff_ray.score import Work, score
 from instructdiff_ray.storage import Finished, Storage
 from instructdiff_ray.template import Encoded
 from tests.faults import killing

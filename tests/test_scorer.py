@@ -9,19 +9,26 @@ import pyarrow as pa
 import pytest
 import torch
 
+from instructdiff_ray.blocks import encoded_columns
+from instructdiff_ray.config import TemplateConfig
 from instructdiff_ray.models import Model
-from instructdiff_ray.rendering import LIKELIHOOD
+from instructdiff_ray.passes import View
+from instructdiff_ray.rendering import Rendering
+from instructdiff_ray.samples import Reject
 from instructdiff_ray.scorer import PAYING_TOKENS, Scorer
+from instructdiff_ray.template import Encoded
 from instructdiff_ray.watch import start_watch
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
+def whole_samples(model: Model) -> View:
+    return View(Rendering(model, TemplateConfig(), 128, truncate=False), {"base": model}, {})
+
+
 def make_scorer(model: Model, tokens_per_batch: int) -> Scorer:
     threads = torch.get_num_threads()
-    scorer = Scorer(
-        {"base": model}, LIKELIHOOD, None, "fp32", tokens_per_batch, 1, 0, start_watch()
-    )
+    scorer = Scorer([whole_samples(model)], "fp32", tokens_per_batch, 1, 0, start_watch())
     torch.set_num_threads(threads)
     return scorer
 
@@ -30,16 +37,12 @@ def make_scorer(model: Model, tokens_per_batch: int) -> Scorer:
 def block() -> pa.Table:
     rng = np.random.default_rng(0)
     lengths = [5, 40, 12, 90, 33, 7, 60, 21]
-    ids = [rng.integers(0, 100, length).tolist() for length in lengths]
-    return pa.table(
-        {
-            "sample_id": [f"{n:032x}" for n in range(len(ids))],
-            "input_ids": pa.array(ids, pa.list_(pa.int32())),
-            "response": [[False] + [True] * (len(tokens) - 1) for tokens in ids],
-            "reason": pa.nulls(len(ids), pa.string()),
-            "detail": pa.nulls(len(ids), pa.string()),
-        }
-    )
+    encoded: list[Encoded | Reject] = []
+    for length in lengths:
+        ids, response = rng.integers(0, 100, length).tolist(), [False] + [True] * (length - 1)
+        encoded.append(Encoded(ids, response, [False] * length, False))
+    names = [f"{number:032x}" for number in range(len(lengths))]
+    return pa.table({"sample_id": names, **encoded_columns(0, encoded)})
 
 
 def test_a_batch_that_the_memory_does_not_hold_is_halved_until_it_does(
@@ -52,7 +55,7 @@ def test_a_batch_that_the_memory_does_not_hold_is_halved_until_it_does(
         if options["input_ids"].numel() > room:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    body = scorer.scorers["base"].model.base_model
+    body = scorer.scorers[0]["base"].model.base_model
     body.register_forward_pre_hook(device_of_little_memory, with_kwargs=True)
     found = scorer(block)
     assert found["sample_id"] == expected["sample_id"]
@@ -74,9 +77,9 @@ def test_a_gpu_finds_its_budget_and_scores_as_the_processor_does(
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     expected = make_scorer(model, 1000)(block)
-    scorer = Scorer({"base": model}, LIKELIHOOD, None, precision, None, 1, 1, start_watch())
+    scorer = Scorer([whole_samples(model)], precision, None, 1, 1, start_watch())
     assert 2048 <= scorer.tokens_per_batch <= PAYING_TOKENS["cuda"]
-    assert scorer.scorers["base"].packed == (precision == "bf16")  # flash attention has no fp32
+    assert scorer.scorers[0]["base"].packed == (precision == "bf16")  # flash attention has no fp32
     found = scorer(block)
     for name in ("base_nll", "base_entropy"):
         tolerance = 1e-4 if precision == "fp32" else 0.1

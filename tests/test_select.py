@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instructdiff_ray.config import SelectConfig
+from instructdiff_ray.folders import Folder
 from instructdiff_ray.pieces import piece_schema
 from instructdiff_ray.pool import INDEX, Pool
 from instructdiff_ray.ranking import (
@@ -24,8 +24,8 @@ from instructdiff_ray.ranking import (
     selected_ids,
 )
 from instructdiff_ray.rendering import LIKELIHOOD
-from instructdiff_ray.select import FATES, Measured, select
-from instructdiff_ray.storage import Finished, Folder
+from instructdiff_ray.select import FATES, Measured, SelectConfig, select
+from instructdiff_ray.storage import Finished
 from instructdiff_ray.strategies import STRATEGIES
 
 PIECE = piece_schema(LIKELIHOOD)

@@ -22,19 +22,9 @@ from hypothesis import strategies as st
 from pyarrow import fs as pafs
 
 from instructdiff_ray.errors import DamagedFile, UserError
+from instructdiff_ray.folders import PARQUET, Folder, absolute, join, open_filesystem
 from instructdiff_ray.sources import find_files, read_rows
-from instructdiff_ray.storage import (
-    MANIFEST,
-    PARQUET,
-    Artifact,
-    Folder,
-    Storage,
-    absolute,
-    join,
-    local_copy,
-    make_key,
-    open_filesystem,
-)
+from instructdiff_ray.storage import MANIFEST, Artifact, Storage, local_copy, make_key
 
 TABLE = pa.table({"sample_id": ["a", "b"], "tokens": [1, 2]})
 SCALAR = (

@@ -24,14 +24,16 @@ from instructdiff_ray.config import (
     Config,
     DataConfig,
     ModelConfig,
-    SelectConfig,
     TemplateConfig,
 )
+from instructdiff_ray.dataflow import Tokenize, WritePieces
 from instructdiff_ray.demo.model import train_model
 from instructdiff_ray.demo.pool import prose, write_pool
 from instructdiff_ray.errors import UserError
+from instructdiff_ray.forwards import Forward
 from instructdiff_ray.ingest import ingest
 from instructdiff_ray.models import Model, find_model
+from instructdiff_ray.passes import View
 from instructdiff_ray.pieces import gather
 from instructdiff_ray.pool import Pool
 from instructdiff_ray.progress import Progress
@@ -39,8 +41,8 @@ from instructdiff_ray.ranking import Criteria, rank
 from instructdiff_ray.rating import LINES, RatingEncoder
 from instructdiff_ray.roles import find_other_models, needed_forwards
 from instructdiff_ray.sampling import floor_share
-from instructdiff_ray.score import Forward, Tokenize, WritePieces
 from instructdiff_ray.scorer import Scorer
+from instructdiff_ray.select import SelectConfig
 from instructdiff_ray.storage import Finished, Storage
 from instructdiff_ray.strategies import STRATEGIES
 from instructdiff_ray.watch import start_watch
@@ -100,14 +102,11 @@ def score_here(pool: Pool, forwards: dict[str, Forward], storage: Storage) -> di
     scores, threads = {}, torch.get_num_threads()
     for role, forward in forwards.items():
         rendering, pieces = forward.rendering, storage.folder("pieces", role)
-        model = forward.model_of(None)
-        tokens = rendering.rating_tokens()
-        watch = start_watch()
-        scorer = Scorer({role: model}, rendering.measures, tokens, "fp32", 1024, 1, 0, watch)
-        write = WritePieces({role: pieces}, rendering.measures)
+        view = View(rendering, {role: forward.model_of(None)}, {role: pieces})
+        scorer = Scorer([view], "fp32", 1024, 1, 0, start_watch())
         for part in pool.parts:
             rows = pool.folder.read_table(part, ["sample_id", "parts"])
-            write(scorer(Tokenize(rendering, None)(rows)))
+            WritePieces([view])(scorer(Tokenize([rendering], None)(rows)))
         target = storage.folder("gathered", role)
         gather(pool, {None: pieces}, rendering.measures, target)
         scores[role] = Finished(target, {})

@@ -13,13 +13,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from instructdiff_ray.config import CalibrateConfig, TemplateConfig
 from instructdiff_ray.demo.pool import prose
+from instructdiff_ray.folders import Folder
 from instructdiff_ray.models import Model
 from instructdiff_ray.pool import PARTS
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.rendering import Rendering
 from instructdiff_ray.resources import TrainResources
 from instructdiff_ray.samples import Part, sample_id
-from instructdiff_ray.storage import Folder, Storage
+from instructdiff_ray.storage import Storage
 from instructdiff_ray.training import TrainTask, collate, fit, micro_batch_size
 from tests.faults import killing
 
