@@ -137,6 +137,7 @@ def main() -> None:
     model, *pools = sys.argv[1:]
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     for path in map(Path, pools):
         folder = Path("corrupted") / path.stem
         folder.mkdir(parents=True, exist_ok=True)

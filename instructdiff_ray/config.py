@@ -222,10 +222,13 @@ class EvaluateConfig:
 
     holdout: share of the pool that is neither selected from nor trained on.
     seeds: trainings of each kind, from `seed` on; each also draws its own warm-up subset.
+    tasks: benchmark tasks that are run on each model: names that lm-eval knows, or YAML files of
+        tasks for it.
     """
 
     holdout: float = 0.1
     seeds: int = 3
+    tasks: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         require(0 < self.holdout < 1, f"evaluate.holdout={self.holdout} must be in (0, 1)")

@@ -2,7 +2,8 @@
 
 A share of the pool is held out. On the rest, for each seed, a model is fine-tuned on the selection,
 on as many random samples (of each domain as many), and on everything; how likely each finds the
-held-out responses is the result: the NLL over all their tokens, in nats. Lower is better.
+held-out responses is the result: the NLL over all their tokens, in nats. Lower is better. Besides,
+named benchmark tasks are run on each model.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import io
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import fmean, stdev
+from textwrap import wrap
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -21,6 +23,7 @@ from instructdiff_ray.compare import ALL
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.folders import Folder
 from instructdiff_ray.forwards import Forward
+from instructdiff_ray.harness import benchmark, check_tasks
 from instructdiff_ray.models import Model
 from instructdiff_ray.pieces import SCORES
 from instructdiff_ray.pipeline import Run
@@ -33,27 +36,39 @@ UNTRAINED, SELECTED, RANDOM, FULL = "untrained", "selection", "random", "full po
 
 @dataclass(frozen=True)
 class Trained:
-    """One model's result. samples: trained on; nll: by domain and over all, nats a token."""
+    """One model's result. samples: trained on; nll: by domain and over all, nats a token;
+    benchmarks: by task and metric."""
 
     arm: str
     seed: int
     samples: int
     nll: dict[str, float]
+    benchmarks: dict[str, float] = field(default_factory=dict)
+
+    def results(self) -> dict[str, float]:
+        """All that was found out, by name."""
+        return {f"NLL {name}": value for name, value in self.nll.items()} | self.benchmarks
 
 
 def evaluate(run: Run, select: Callable[[Run, Pool], list[str]]) -> list[Trained]:
     """All arms, all seeds. select: gives the ids that a run selects from a pool."""
     config = run.config
+    check_tasks(config.evaluate.tasks)
     held_out, rest = run.ingest().divide(config.evaluate.holdout, config.seed)
-    found = [Trained(UNTRAINED, config.seed, 0, held_out_nll(run, held_out, run.target))]
+
+    def judge(arm: str, seed: int, samples: int, model: Model) -> Trained:
+        results = benchmark(config, model, run.storage, run.progress)
+        return Trained(arm, seed, samples, held_out_nll(run, held_out, model), results)
+
+    # First, for what can't be scored or run is then known before anything is trained.
+    found = [judge(UNTRAINED, config.seed, 0, run.target)]
     for seed in range(config.seed, config.seed + config.evaluate.seeds):
         one = run.with_seed(seed)
         chosen = select(one, rest)
         arms = {SELECTED: chosen, RANDOM: as_many(rest, chosen, seed), FULL: list(rest.ids())}
         for arm, ids in arms.items():
             run.progress.say(f"seed {seed}, {arm}: {len(ids):,} samples")
-            nll = held_out_nll(run, held_out, one.finetune(rest, ids))
-            found.append(Trained(arm, seed, len(ids), nll))
+            found.append(judge(arm, seed, len(ids), one.finetune(rest, ids)))
     return found
 
 
@@ -102,11 +117,11 @@ def by_arm(found: Sequence[Trained]) -> dict[str, list[Trained]]:
 
 def as_rows(found: Sequence[Trained]) -> list[list[str]]:
     """A table with its head: mean ± standard deviation over the seeds."""
-    domains = list(found[0].nll)
-    rows = [["trained on", "samples", "seeds", *(f"NLL {name}" for name in domains)]]
+    names = list(found[0].results())
+    rows = [["trained on", "samples", "seeds", *names]]
     for arm, results in by_arm(found).items():
         samples = round(fmean(one.samples for one in results))
-        cells = [_spread([one.nll[name] for one in results]) for name in domains]
+        cells = [_spread([one.results()[name] for one in results]) for name in names]
         rows.append([arm, f"{samples:,}", str(len(results)), *cells])
     return rows
 
@@ -117,20 +132,19 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def plot(found: Sequence[Trained]) -> bytes:
-    """A PNG: each result a dot, the mean of each arm a line; a field for each domain."""
-    domains, arms = list(found[0].nll), by_arm(found)
-    figure = Figure(figsize=(1.2 + 2.6 * len(domains), 3.2), layout="constrained")
-    for axes, domain in zip(
-        figure.subplots(1, len(domains), squeeze=False)[0], domains, strict=True
-    ):
-        for place, results in enumerate(arms.values()):
-            values = [one.nll[domain] for one in results]
+    """A PNG: each result a dot, the mean of each arm a line; a field for each domain and metric."""
+    names, arms = list(found[0].results()), by_arm(found)
+    figure = Figure(figsize=(0.6 + 2.6 * len(names), 3.2), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        for place, trained in enumerate(arms.values()):
+            values = [one.results()[name] for one in trained]
             axes.plot([place] * len(values), values, "o", color="#7b8794", markersize=5)
             axes.hlines(fmean(values), place - 0.3, place + 0.3, color="#d9730d")
         axes.set_xticks(range(len(arms)), list(arms), rotation=30, ha="right", fontsize=8)
-        axes.set_title(domain, fontsize=10)
+        axes.set_title("\n".join(wrap(name, 30)), fontsize=10)
+        if name.startswith("NLL "):
+            axes.set_ylabel("nats per token", fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.supylabel("NLL of held-out responses (nats per token)", fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()

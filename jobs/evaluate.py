@@ -1,7 +1,8 @@
 """Does the selection teach more than random samples, or than all? `python jobs/evaluate.py …`.
 
 Holds out a share of the pool, and for each of `evaluate.seeds` fine-tunes the model on the
-selection, on as many random samples and on all the rest; prints the NLL of the held-out responses.
+selection, on as many random samples and on all the rest; prints the NLL of the held-out responses,
+and what benchmark tasks (`evaluate.tasks`) say of each model.
 """
 
 from _launch import launch
