@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from instructdiff_ray.config import CalibrateConfig, TemplateConfig
@@ -71,6 +72,8 @@ def trained(task: TrainTask) -> dict[str, torch.Tensor]:
         fit(task, stage)
         steps = 3 * task.calibrate.epochs  # 21 samples, batches of 8
         assert (stage.count, stage.total) == (steps, steps)
+    if task.calibrate.lora_rank:
+        return load_file(Path(task.target.path, "adapter_model.safetensors"))
     return AutoModelForCausalLM.from_pretrained(task.target.path).state_dict()
 
 
@@ -123,14 +126,13 @@ def test_two_workers_learn_what_one_does(
     assert distance(one_worker, two) < 0.02 * distance(base, one_worker)
 
 
-def test_a_training_that_was_killed_goes_on_and_learns_the_same(
-    task: TrainTask, one_worker: dict[str, torch.Tensor], tmp_path: Path
-) -> None:
+def killed_once(task: TrainTask, folder: Path) -> dict[str, torch.Tensor]:
+    """What a training leaves whose worker dies after its second step."""
     killed = replace(
         task,
         resources=TrainResources(tokens_per_device=256, checkpoint_minutes=0),
-        target=Folder(str(tmp_path / "killed")),
-        checkpoints=Storage(str(tmp_path)).artifact("checkpoints", "killed"),
+        target=Folder(str(folder / "killed")),
+        checkpoints=Storage(str(folder)).artifact("checkpoints", "killed"),
     )
 
     def step() -> int:
@@ -139,8 +141,23 @@ def test_a_training_that_was_killed_goes_on_and_learns_the_same(
 
     with killing("RayTrainWorker", when=lambda: step() >= 2):
         found = trained(killed)
-    assert distance(one_worker, found) == 0
     assert step() == 5  # from which another run would go on, had the driver died
+    return found
+
+
+def test_a_training_that_was_killed_goes_on_and_learns_the_same(
+    task: TrainTask, one_worker: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    assert distance(one_worker, killed_once(task, tmp_path)) == 0
+
+
+@pytest.mark.slow
+def test_an_adapter_s_training_that_was_killed_goes_on_and_learns_the_same(
+    task: TrainTask, ray_session: None, tmp_path: Path
+) -> None:
+    lora = replace(task, calibrate=replace(task.calibrate, lora_rank=2))
+    whole = trained(replace(lora, target=Folder(str(tmp_path / "whole"))))
+    assert distance(whole, killed_once(lora, tmp_path)) == 0
 
 
 @pytest.mark.slow
