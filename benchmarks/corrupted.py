@@ -86,10 +86,10 @@ def variants() -> Iterator[tuple[str, str, SelectConfig]]:
             yield strategy, strategy, plain
 
 
-def draw_samples(config: Config) -> list[Sample]:
-    """Some of the pool's samples."""
+def draw_samples(config: Config, count: int) -> list[Sample]:
+    """So many of the pool's samples, in the order of their ids; fewer are among more."""
     pool = Run(config, Progress(sys.stderr)).ingest()
-    ids = lowest_draws(pool.ids(), ROWS, f"corrupted {SEED}")
+    ids = lowest_draws(pool.ids(), count, f"corrupted {SEED}")
     tables = pool_rows(pool, ids, ["sample_id", "parts"])
     rows = sorted((row for t in tables for row in t.to_pylist()), key=lambda row: row["sample_id"])
     return [[Part(**part) for part in row["parts"]] for row in rows]
@@ -148,7 +148,7 @@ def main() -> None:
             storage=str(folder / "storage"),
         )
         config = replace(config, baseline=replace(config.baseline, small_model=model))
-        samples = draw_samples(config)
+        samples = draw_samples(config, ROWS)
         words = [word for one in samples for word in one[-1].text.split()]
         spoilt = samples[: floor_share(SHARE, len(samples))]
         results = {}

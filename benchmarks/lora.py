@@ -1,0 +1,171 @@
+"""What LoRA calibration saves, and what it selects: `python -m benchmarks.lora [MODEL POOL …]`.
+
+Without arguments: peak memory of a training step and of a scorer, of a model of the shape of
+Qwen2.5-0.5B with random weights, with and without an adapter. With a model and pools: of some
+samples of each pool, the selections after training all parameters, after training an adapter, and
+after training all parameters with another seed, which draws another warm-up subset: so much two
+runs of the paper's method differ by themselves.
+"""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+import torch
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from benchmarks.common import peak_mib, reset_peak, save
+from benchmarks.corrupted import CALIBRATE, draw_samples, write
+from instructdiff_ray.batching import Batch
+from instructdiff_ray.compare import spearman
+from instructdiff_ray.config import CalibrateConfig, Config, DataConfig, ModelConfig
+from instructdiff_ray.pipeline import Run
+from instructdiff_ray.progress import Progress
+from instructdiff_ray.ranking import Ranking, selected_ids
+from instructdiff_ray.scoring import SampleScorer
+from instructdiff_ray.select import SelectConfig
+from instructdiff_ray.training import with_adapter
+
+RANK, ROWS = 16, 800
+# An adapter wants larger steps than all parameters do, about ten times as large.
+ADAPTER = replace(CALIBRATE, lora_rank=RANK, learning_rate=10 * CALIBRATE.learning_rate)
+# So few tokens that weights and training state are most of what is held.
+SAMPLES, LENGTH = 1, 64
+
+
+def overlap(config: Config) -> dict[str, dict[str, float]]:
+    """How alike the selections are, each against that after training all parameters."""
+    plain = _select(config)
+    others = {
+        "adapter": _select(replace(config, calibrate=ADAPTER)),
+        "another seed": _select(replace(config, seed=1)),
+    }
+    return {name: _compare(plain, other) for name, other in others.items()}
+
+
+def _select(config: Config) -> Ranking:
+    run = Run(config, Progress(sys.stderr))
+    pool = run.ingest()
+    return run.select(pool, run.score(pool, run.calibrate(pool, run.sample_warmup(pool))))
+
+
+def _compare(plain: Ranking, other: Ranking) -> dict[str, float]:
+    first, second = set(selected_ids(plain)), set(selected_ids(other))
+    return {
+        "samples": plain.table.num_rows,
+        "selected": len(first),
+        "overlap": len(first & second) / len(first),
+        "jaccard": len(first & second) / len(first | second),
+        "rank_correlation": spearman(_column(plain, "entropy"), _column(other, "entropy")),
+        "mean_delta_nll": float(_column(plain, "nll").mean()),
+        "mean_delta_nll_of_other": float(_column(other, "nll").mean()),
+    }
+
+
+def _column(ranking: Ranking, measure: str) -> np.ndarray:
+    return np.asarray(ranking.table[f"delta_{measure}"].to_numpy(), dtype=float)
+
+
+def memory(folder: str, what: str, adapter: bool) -> float:
+    """Peak of this process's memory, above an idle one's, in MiB."""
+    # What runs first loads code.
+    reset_peak()
+    idle = peak_mib()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    if what == "train":
+        _train_step(with_adapter(model, CalibrateConfig(lora_rank=RANK)) if adapter else model)
+    else:
+        second = model if adapter else AutoModelForCausalLM.from_pretrained(folder)
+        if adapter:
+            model.load_adapter(f"{folder}/adapter")
+        ids = [np.ones(LENGTH, dtype=np.int64)] * SAMPLES
+        batch = Batch.of(ids, [np.arange(LENGTH) > 0] * SAMPLES, torch.device("cpu"))
+        for one, on in ((model, False), (second, True)):
+            SampleScorer(one.eval(), None, on if adapter else None).score(batch)
+    return peak_mib() - idle
+
+
+def _train_step(model: Any) -> None:
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    ids = torch.ones(SAMPLES, LENGTH, dtype=torch.long)
+    for _ in range(2):  # the second has the optimizer's state beside the gradients
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def measure_memory() -> dict[str, float]:
+    """Each case in a process of its own."""
+    shape = Qwen2Config(
+        vocab_size=151_936,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
+        model = Qwen2ForCausalLM(shape)
+        model.save_pretrained(folder)
+        with_adapter(model, CalibrateConfig(lora_rank=RANK)).save_pretrained(f"{folder}/adapter")
+        del model
+        for what in ("train", "score"):
+            for kind in ("whole", "adapter"):
+                command = [sys.executable, "-m", "benchmarks.lora", "--memory", folder, what, kind]
+                done = subprocess.run(command, check=True, capture_output=True, text=True)
+                found[f"{what}_{kind}_mib"] = round(float(done.stdout.split()[-1]))
+                print(what, kind, found[f"{what}_{kind}_mib"], flush=True)
+    return found
+
+
+def measure_overlap(model: str, pools: Sequence[Path]) -> dict[str, dict[str, dict[str, float]]]:
+    """By pool; artifacts go to the folder `corrupted` here, whose scores they share."""
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    results = {}
+    for path in pools:
+        folder = Path("corrupted") / path.stem
+        folder.mkdir(parents=True, exist_ok=True)
+        config = Config(
+            data=DataConfig(path=str(path)),
+            model=ModelConfig(base=model),
+            calibrate=CALIBRATE,
+            select=SelectConfig(ratio=0.1, reject_ratio=0.1),
+            storage=str(folder / "storage"),
+        )
+        write(folder / "some.jsonl", draw_samples(config, ROWS))
+        data = DataConfig(path=str(folder / "some.jsonl"))
+        results[path.stem] = overlap(replace(config, data=data))
+        print(path.stem, results[path.stem], flush=True)
+    return results
+
+
+def main() -> None:
+    """Memory, or the overlap on the named pools."""
+    if sys.argv[1:2] == ["--memory"]:
+        folder, what, kind = sys.argv[2:]
+        print(memory(folder, what, kind == "adapter"))
+        return
+    if len(sys.argv) == 1:
+        save("lora-memory", {"samples": SAMPLES, "tokens": LENGTH, **measure_memory()})
+        return
+    model, *pools = sys.argv[1:]
+    results = measure_overlap(model, [Path(pool) for pool in pools])
+    save("lora-overlap", {"rank": RANK, "results": results})
+
+
+if __name__ == "__main__":
+    main()
