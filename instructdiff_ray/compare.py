@@ -14,13 +14,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from matplotlib.figure import Figure
 
+from instructdiff_ray.buckets import id_array
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.folders import Folder, absolute
 from instructdiff_ray.outputs import SUMMARY
-from instructdiff_ray.pool import Pool
+from instructdiff_ray.pool import Pool, among
 from instructdiff_ray.select import SELECTED
 
 ALL = "all domains"
+RANKING = "ranking.parquet"
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,23 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Ranked:
-    """A run's ranking. ids: sorted; domain: of each; delta_entropy: NaN where there is none."""
+    """A run's ranking, 45 bytes a sample.
+
+    ids: sorted; domain: of each, its place in `domains`; delta_entropy: NaN where there is none.
+    """
 
     name: str
+    domains: list[str]
     ids: np.ndarray
     domain: np.ndarray
     selected: np.ndarray
     delta_entropy: np.ndarray
+
+    def of(self, domain: str) -> np.ndarray:
+        """A mask: which samples are of the domain."""
+        if domain == ALL:
+            return np.full(len(self.ids), True)
+        return self.domain == self.domains.index(domain)
 
 
 def compare(paths: Sequence[str]) -> list[Comparison]:
@@ -74,32 +86,48 @@ def _names(paths: Sequence[str]) -> list[str]:
     raise UserError("the same run is named twice")
 
 
-def _read(path: str, name: str) -> _Ranked:
-    folder = Folder(path)
+def _strategy_of(folder: Folder) -> str:
     summary = folder.read_bytes(SUMMARY)
     if summary is None:
-        raise UserError(f"{path} holds no finished run; name a run's folder, with {SUMMARY} in it")
-    columns = ["sample_id", "domain", "fate", "delta_entropy"]
-    table = pa.concat_tables(folder.read_row_groups("ranking.parquet", columns))
-    entropy = table["delta_entropy"].to_numpy(zero_copy_only=False).astype(float)
-    return _Ranked(
-        f"{name} {json.loads(summary)['strategy']}",
-        table["sample_id"].to_numpy().astype("S"),
-        table["domain"].to_numpy(),
-        pc.equal(table["fate"], SELECTED).to_numpy(zero_copy_only=False),
-        entropy,
+        raise UserError(
+            f"{folder.path} holds no finished run; name a run's folder, with {SUMMARY} in it"
+        )
+    return str(json.loads(summary)["strategy"])
+
+
+def _read(path: str, name: str) -> _Ranked:
+    folder = Folder(path)
+    strategy, domains = _strategy_of(folder), dict[str, int]()
+    groups = []
+    for table in folder.read_row_groups(RANKING, ["sample_id", "domain", "fate", "delta_entropy"]):
+        names = table["domain"].combine_chunks().dictionary_encode()
+        codes = [domains.setdefault(d, len(domains)) for d in names.dictionary.to_pylist()]
+        entropy = table["delta_entropy"].to_numpy(zero_copy_only=False).astype(float)
+        own = np.array(codes, np.int32)[names.indices.to_numpy()]
+        groups.append((id_array(table), own, _selected(table), entropy))
+    ids, domain, selected, entropy = (
+        np.concatenate(columns) for columns in zip(*groups, strict=True)
     )
+    return _Ranked(f"{name} {strategy}", list(domains), ids, domain, selected, entropy)
+
+
+def _selected(table: pa.Table) -> np.ndarray:
+    mask = pc.equal(table["fate"], SELECTED)
+    return np.asarray(mask.to_numpy(zero_copy_only=False), dtype=bool)
 
 
 def selection_of(path: str, pool: Pool) -> list[str]:
-    """The ids that a finished run has selected. UserError where some are not of this pool."""
-    run = _read(absolute(path), path)
-    chosen = np.sort(run.ids[run.selected])
-    unknown = ~np.isin(chosen, np.array(list(pool.ids()), dtype="S"))
-    if unknown.any():
+    """The ids that a finished run has selected, sorted. UserError where some are not of this
+    pool."""
+    folder = Folder(absolute(path))
+    _strategy_of(folder)
+    tables = folder.read_row_groups(RANKING, ["sample_id", "fate"])
+    chosen = np.sort(np.concatenate([id_array(table)[_selected(table)] for table in tables]))
+    known = sum(int(among(id_array(table), chosen).sum()) for table in pool.index(["sample_id"]))
+    if known < len(chosen):
         raise UserError(
-            f"{unknown.sum():,} of the {len(chosen):,} samples that {path} has selected are not in"
-            " this pool; give data.path and the settings of that run"
+            f"{len(chosen) - known:,} of the {len(chosen):,} samples that {path} has selected are"
+            " not in this pool; give data.path and the settings of that run"
         )
     return [i.decode() for i in chosen.tolist()]
 
@@ -108,9 +136,9 @@ def _compare_two(a: _Ranked, b: _Ranked) -> Iterator[Comparison]:
     _, in_a, in_b = np.intersect1d(a.ids, b.ids, assume_unique=True, return_indices=True)
     if not len(in_a):
         raise UserError(f"{a.name} and {b.name} have no sample in common; compare runs of one pool")
-    names = sorted({*np.unique(a.domain)} & {*np.unique(b.domain)})
+    names = sorted({*a.domains} & {*b.domains})
     for domain in [*names, ALL] if len(names) > 1 else names or [ALL]:
-        own = [np.full(len(r.ids), True) if domain == ALL else r.domain == domain for r in (a, b)]
+        own = [run.of(domain) for run in (a, b)]
         shared = own[0][in_a] & own[1][in_b]
         sizes = [int((run.selected & mask).sum()) for run, mask in zip((a, b), own, strict=True)]
         common = int((a.selected[in_a] & b.selected[in_b] & shared).sum())

@@ -287,6 +287,8 @@ class Config:
             f"calibrate.global_batch_size={batch} can't be split over"
             f" cluster.train.workers={workers}; make it a multiple",
         )
+        if STRATEGIES[self.strategy].calibrates:  # or nothing is filtered
+            self.select.check_room()
         for name, own in self.domains.items():
             self._check_domain(name, own)
         require(

@@ -59,13 +59,6 @@ class SelectConfig:
             0 <= self.reject_ratio < 0.5,
             f"select.reject_ratio={self.reject_ratio} must be in [0, 0.5)",
         )
-        room = 1 - 2 * self.reject_ratio
-        require(
-            # 1 − 2γ is rounded: γ = 0.45 with β = 0.1 is exact on paper and must pass.
-            self.ratio <= room or math.isclose(self.ratio, room),
-            f"select.ratio={self.ratio} is more than select.reject_ratio={self.reject_ratio} leaves"
-            f" ({room:g} of the pool); lower one of them",
-        )
         for name, known in (
             ("budget", ("samples", "tokens")),
             ("entropy", ("lowest", "middle", "highest")),
@@ -79,6 +72,16 @@ class SelectConfig:
         require(
             low is None or high is None or low <= high,
             f"select.min_samples={low} is more than select.max_samples={high}",
+        )
+
+    def check_room(self) -> None:
+        """Raises UserError where the filter, if there is one, leaves less than the ratio."""
+        room = 1 - 2 * self.reject_ratio
+        require(
+            # 1 − 2γ is rounded: γ = 0.45 with β = 0.1 is exact on paper and must pass.
+            self.ratio <= room or math.isclose(self.ratio, room),
+            f"select.ratio={self.ratio} is more than select.reject_ratio={self.reject_ratio} leaves"
+            f" ({room:g} of the pool); lower one of them",
         )
 
 
