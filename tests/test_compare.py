@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from matplotlib.image import imread
 
-from instructdiff_ray.compare import as_rows, compare, heat_map, spearman
+from instructdiff_ray.compare import as_rows, compare, heat_map, selection_of, spearman
 from instructdiff_ray.errors import UserError
+from instructdiff_ray.folders import Folder
+from instructdiff_ray.pool import Pool
 
 
 def leave_run(folder: Path, rows: list[tuple[str, str, str, float | None]]) -> str:
@@ -76,6 +78,22 @@ def test_a_baseline_has_no_entropy_change_to_correlate(tmp_path: Path) -> None:
     (one,) = compare([leave_run(tmp_path / "x/1", rows), leave_run(tmp_path / "y/1", rows)])
     assert (one.run_a, one.run_b, one.jaccard) == ("x/1 random", "y/1 random", 1.0)
     assert math.isnan(one.rank_correlation) and as_rows([one])[1][-1] == "–"
+
+
+def test_a_selection_is_read_and_that_of_another_pool_is_refused(tmp_path: Path) -> None:
+    ids = [f"{n:032x}" for n in range(8)]
+    rows = [(i, "a", "selected" if n % 3 == 0 else "not_top", 0.0) for n, i in enumerate(ids)]
+    run = leave_run(tmp_path / "run", rows)
+
+    def pool(ids: list[str]) -> Pool:
+        folder = tmp_path / str(len(ids))
+        folder.mkdir()
+        pq.write_table(pa.table({"sample_id": ids}), folder / "index.parquet", row_group_size=3)
+        return Pool(Folder(str(folder)), "", "", [], [], {})
+
+    assert selection_of(run, pool(ids)) == ids[::3]
+    with pytest.raises(UserError, match="1 of the 3 samples that .* has selected are not in this"):
+        selection_of(run, pool(ids[:6]))
 
 
 def test_what_can_not_be_compared_is_told_in_one_line(tmp_path: Path) -> None:

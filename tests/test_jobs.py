@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from instructdiff_ray.config import Config
 from instructdiff_ray.demo.pool import write_pool
+from instructdiff_ray.models import Model
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -214,3 +216,32 @@ def test_help_is_given_without_starting_anything() -> None:
     )
     assert done.returncode == 0
     assert "domain: code, demo, general, math, medical" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_selection_of_a_run_is_trained_on_and_another_family_is_warned_about(
+    ray_session: None,
+    settings: list[str],
+    tmp_path: Path,
+    model: Model,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    large, words = tmp_path / "large", len(model.vocabulary())
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=words, n_embd=16, n_layer=1, n_head=2, n_positions=256)
+    ).save_pretrained(large)
+    model.load_tokenizer().save_pretrained(large)
+    chosen = f"run_dir={tmp_path / 'chosen'}"
+    assert run_job("run", [*settings, "strategy=random", chosen], capfd, monkeypatch)[0] == 0
+    finetune = [*settings, f"finetune.model={large}", f"finetune.selection={tmp_path / 'chosen'}"]
+    status, out, _ = run_job("finetune", finetune, capfd, monkeypatch)
+    assert status == 0
+    assert "warning: finetune.model (gpt2) is of another family than model.base (qwen2)" in out
+    ids = pq.read_table(tmp_path / "chosen/ranking.parquet", filters=[("fate", "=", "selected")])
+    assert f"trained on {ids.num_rows} samples: {tmp_path / 'storage'}" in out
+    trained = Path(out.split("samples: ")[-1].strip())
+    assert json.loads((trained / "config.json").read_text())["model_type"] == "gpt2"
+    other = [*finetune, "data.limit=20"]
+    status, _, err = run_job("finetune", other, capfd, monkeypatch)
+    assert status == 1 and err.count("\n") == 1
