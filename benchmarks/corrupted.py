@@ -96,7 +96,8 @@ def draw_samples(config: Config, count: int) -> list[Sample]:
 
 
 def write(path: Path, samples: Sequence[Sample]) -> None:
-    """The samples as a source file."""
+    """The samples, none a conversation, as a source file."""
+    assert all(len({part.kind for part in one}) == len(one) for one in samples)
     rows = (json.dumps({"input": "", **{p.kind: p.text for p in one}}) for one in samples)
     path.write_text("".join(f"{row}\n" for row in rows))
 
@@ -133,13 +134,13 @@ def _select(run: Run) -> Ranking:
 
 
 def main() -> None:
-    """All damages of the named pools; artifacts go to the folder `corrupted` here."""
+    """All damages of the named pools; artifacts go to `outputs/corrupted` here."""
     model, *pools = sys.argv[1:]
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     for path in map(Path, pools):
-        folder = Path("corrupted") / path.stem
+        folder = Path("outputs/corrupted") / path.stem
         folder.mkdir(parents=True, exist_ok=True)
         config = Config(
             data=DataConfig(path=str(path)),

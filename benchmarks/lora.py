@@ -60,6 +60,7 @@ def _select(config: Config) -> Ranking:
 
 
 def _compare(plain: Ranking, other: Ranking) -> dict[str, float]:
+    assert not plain.rejected.num_rows + other.rejected.num_rows, "rows would not be aligned"
     first, second = set(selected_ids(plain)), set(selected_ids(other))
     return {
         "samples": plain.table.num_rows,
@@ -131,13 +132,13 @@ def measure_memory() -> dict[str, float]:
 
 
 def measure_overlap(model: str, pools: Sequence[Path]) -> dict[str, dict[str, dict[str, float]]]:
-    """By pool; artifacts go to the folder `corrupted` here, whose scores they share."""
+    """By pool; artifacts go to `outputs/corrupted` here, whose scores they share."""
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     results = {}
     for path in pools:
-        folder = Path("corrupted") / path.stem
+        folder = Path("outputs/corrupted") / path.stem
         folder.mkdir(parents=True, exist_ok=True)
         config = Config(
             data=DataConfig(path=str(path)),

@@ -38,11 +38,12 @@ from instructdiff_ray.config import Config, DataConfig, ModelConfig
 from instructdiff_ray.dataflow import ROWS_PER_BATCH
 from instructdiff_ray.demo.model import train_model
 from instructdiff_ray.demo.pool import prose
-from instructdiff_ray.forwards import whole
+from instructdiff_ray.forwards import Forward
 from instructdiff_ray.ingest import ingest
 from instructdiff_ray.models import find_model
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.ranking import Criteria, fate_counts, rank
+from instructdiff_ray.rendering import Rendering
 from instructdiff_ray.resources import ClusterConfig, ScoreResources
 from instructdiff_ray.score import Work, score
 from instructdiff_ray.select import SelectConfig
@@ -138,7 +139,9 @@ def measure(rows: int, machines: int, gpus: int) -> dict[str, Any]:
         )
         storage = Storage(config.storage)
         model = find_model(ModelConfig(base=str(folder / "model")))
-        forwards = whole(config, model, calibrated=replace(model, identity="calibrated"))
+        rendering, calibrated = Rendering.of(config, model), replace(model, identity="calibrated")
+        models = {"base": model, "calibrated": calibrated}
+        forwards = {role: Forward(one, rendering) for role, one in models.items()}
         memory = {}
         pool = ingest(config, model, storage, progress)
         memory["ingest"] = watch.peaks()

@@ -23,7 +23,7 @@ from instructdiff_ray.compare import ALL
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.folders import Folder
 from instructdiff_ray.forwards import Forward
-from instructdiff_ray.harness import benchmark, check_tasks
+from instructdiff_ray.harness import benchmark
 from instructdiff_ray.models import Model
 from instructdiff_ray.pieces import SCORES
 from instructdiff_ray.pipeline import Run
@@ -31,6 +31,7 @@ from instructdiff_ray.pool import Pool
 from instructdiff_ray.sampling import lowest_draws
 from instructdiff_ray.score import Work, score
 
+MOST_FIELDS = 12
 UNTRAINED, SELECTED, RANDOM, FULL = "untrained", "selection", "random", "full pool"
 
 
@@ -53,12 +54,11 @@ class Trained:
 def evaluate(run: Run, select: Callable[[Run, Pool], list[str]]) -> list[Trained]:
     """All arms, all seeds. select: gives the ids that a run selects from a pool."""
     config = run.config
-    check_tasks(config.evaluate.tasks)
     held_out, rest = run.ingest().divide(config.evaluate.holdout, config.seed)
 
     def judge(arm: str, seed: int, samples: int, model: Model) -> Trained:
-        results = benchmark(config, model, run.storage, run.progress)
-        return Trained(arm, seed, samples, held_out_nll(run, held_out, model), results)
+        nll = held_out_nll(run, held_out, model)
+        return Trained(arm, seed, samples, nll, benchmark(config, model, run.storage, run.progress))
 
     # First, for what can't be scored or run is then known before anything is trained.
     found = [judge(UNTRAINED, config.seed, 0, run.target)]
@@ -132,8 +132,9 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def plot(found: Sequence[Trained]) -> bytes:
-    """A PNG: each result a dot, the mean of each arm a line; a field for each domain and metric."""
-    names, arms = list(found[0].results()), by_arm(found)
+    """A PNG: each result a dot, the mean of each arm a line; a field for each domain and metric, of
+    which the first are drawn."""
+    names, arms = list(found[0].results())[:MOST_FIELDS], by_arm(found)
     figure = Figure(figsize=(0.6 + 2.6 * len(names), 3.2), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for place, trained in enumerate(arms.values()):

@@ -37,12 +37,6 @@ class Forward:
         return self.model[domain]
 
 
-def whole(config: Config, base: Model, **others: Model | Mapping[str, Model]) -> dict[str, Forward]:
-    """Models that are shown whole samples, as the base model's tokenizer reads them."""
-    rendering = Rendering.of(config, base)
-    return {role: Forward(model, rendering) for role, model in {"base": base, **others}.items()}
-
-
 @dataclass(frozen=True)
 class Place:
     """Where the scores of one forward pass over one pool are or will be.

@@ -16,9 +16,12 @@ from instructdiff_ray.buckets import id_array, id_prefixes
 from instructdiff_ray.folders import Folder
 from instructdiff_ray.forwards import Forward, Place
 from instructdiff_ray.models import Model
-from instructdiff_ray.pieces import aligned, piece_schema, read_pieces
+from instructdiff_ray.pieces import aligned, read_pieces
 from instructdiff_ray.pool import Pool, among, of_domain
 from instructdiff_ray.rendering import Rendering
+
+# Of a piece, what tells whether a sample need not be scored.
+SETTLED = pa.schema([("sample_id", pa.string()), ("reason", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -59,14 +62,17 @@ def all_passes(
 ) -> list[Pass]:
     """What these forward passes lack. Where domains have models of their own, each by itself."""
     domains = {domain: None for forward in forwards.values() for domain in forward.domains()}
+    common = {role for role, forward in forwards.items() if forward.domains() == [None]}
     if len(domains) > 1:
         domains.pop(None, None)
-    return [
-        one
-        for domain in domains
-        for views in _together(_views(forwards, places, domain))
-        for one in find_passes(pool, views, domain)
-    ]
+    passes = []
+    for number, domain in enumerate(domains):
+        for views in _together(_views(forwards, places, domain)):
+            if {role for view in views for role in view.models} - common:
+                passes += find_passes(pool, views, domain)
+            elif number == 0:  # once for all domains
+                passes += find_passes(pool, views)
+    return passes
 
 
 def _views(
@@ -96,10 +102,7 @@ def find_passes(pool: Pool, views: Sequence[View], domain: str | None = None) ->
     prefixes, tokens, samples = defaultdict(list), Counter[int](), Counter[int]()
     with ExitStack() as stack:
         scored = [
-            stack.enter_context(
-                read_pieces(view.pieces[role], piece_schema(view.rendering.measures))
-            )
-            for role, view in roles
+            stack.enter_context(read_pieces(view.pieces[role], SETTLED)) for role, view in roles
         ]
         for index, *found in aligned(pool, *scored):
             ids, starts = id_array(index), id_prefixes(index)

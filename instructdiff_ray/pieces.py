@@ -48,13 +48,14 @@ def write_pieces(folder: Folder, scores: pa.Table) -> None:
 
 
 def read_pieces(folder: Folder, schema: pa.Schema) -> Buckets:
-    """All rows of all pieces. A damaged piece is deleted, and its rows are missing."""
+    """All rows of all pieces, with the schema's columns. A damaged piece is deleted, and its rows
+    are missing."""
     buckets = Buckets(schema)
     names = iter(sorted(name for name in folder.sizes() if name.endswith(".parquet")))
 
     def read(name: str) -> pa.Table:
         try:
-            return folder.read_table(name)
+            return folder.read_table(name)  # whole, or damage elsewhere goes unnoticed
         except (DamagedFile, FileNotFoundError):  # the other run that noticed it has deleted it
             return schema.empty_table()
 

@@ -21,6 +21,7 @@ from instructdiff_ray.demo.artifacts import DEMO, demo_model, demo_pool
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.folders import Folder, absolute
 from instructdiff_ray.forwards import Forward, finished_scores, scores_keys
+from instructdiff_ray.harness import check_tasks
 from instructdiff_ray.ingest import ingest, pool_artifact, source_files
 from instructdiff_ray.models import Model, find_model
 from instructdiff_ray.outputs import (
@@ -88,6 +89,8 @@ class Run:
         self.target = self._find_target()
         self.strategy = STRATEGIES[config.strategy]
         self.others = find_other_models(self.config, self.base)
+        if tasks := config.evaluate.tasks:
+            check_tasks(tuple(tasks))
         self.work = Work()
         self.warmup = 0  # samples drawn; to draw them again only to count would read every id
         self.summary: dict[str, Any] = {}

@@ -66,6 +66,8 @@ class RatingEncoder:
 
     def encode(self, samples: Sequence[Sequence[Part]]) -> list[Encoded | Reject]:
         """Each sample's question, or why it can't be asked, in the order given."""
+        if not samples:  # which the tokenizer can't take
+            return []
         placeholder = self.rating_tokens[0]
         encoded: list[Encoded | Reject] = []
         for ids in self._encode([self._question(parts) for parts in samples]):

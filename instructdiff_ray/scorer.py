@@ -138,25 +138,27 @@ class Scorer:
         self.usage.operations += each * tokens + more * scored
 
     def _score_singly(self, block: pa.Table) -> pa.Table:
-        """This block has killed a scorer: find the sample that did."""
+        """This block has killed a scorer: find the sample that did, and the view of it."""
         tables = []
         for row in range(block.num_rows):
             one = block.slice(row, 1)
-            sample_id = one["sample_id"][0].as_py()
-            if self.watched.lethal(sample_id):
-                tables.append(self._give_up(one))
-            else:
-                tables.append(self._score(one))
-                self.watched.end(sample_id, scored=True)
+            columns = {"sample_id": one["sample_id"]}
+            for number in range(len(self.views)):
+                columns.update(self._score_alone(one, number))
+            tables.append(pa.table(columns))
         return pa.concat_tables(tables)
 
-    def _give_up(self, one: pa.Table) -> pa.Table:
-        columns = {"sample_id": one["sample_id"]}
-        for number, scorers in enumerate(self.scorers):
-            for role in scorers:
-                values = self._no_scores(number, 1)
-                columns.update(score_columns(one, number, role, values, {0: LETHAL}))
-        return pa.table(columns)
+    def _score_alone(self, one: pa.Table, number: int) -> dict[str, pa.Array]:
+        name = f"{one['sample_id'][0]} (view {number})"
+        if not self.watched.lethal(name):
+            columns = self._score_view(one, number)
+            self.watched.end(name, scored=True)
+            return columns
+        columns = {}
+        for role in self.scorers[number]:
+            nothing = self._no_scores(number, 1)
+            columns.update(score_columns(one, number, role, nothing, {0: LETHAL}))
+        return columns
 
 
 def _load(

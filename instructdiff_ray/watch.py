@@ -44,13 +44,13 @@ class Watch:
         if scored:
             self.in_succession = 0
 
-    def begin_alone(self, sample_id: str) -> int:
+    def begin_alone(self, name: str) -> int:
         """0 where the sample may be scored; else how many have been given up in succession."""
-        if sample_id in self.given_up:
+        if name in self.given_up:
             return 1
-        if self.begin(sample_id) <= MAX_DEATHS:
+        if self.begin(name) <= MAX_DEATHS:
             return 0
-        self.given_up.add(sample_id)
+        self.given_up.add(name)
         self.in_succession += 1
         return self.in_succession
 
@@ -89,15 +89,15 @@ class Watched:
     def _load(self) -> str:
         return f"load {ray.get_runtime_context().get_actor_id()}"  # the same after a restart
 
-    def lethal(self, sample_id: str) -> bool:
-        """Begins a sample alone; True where it is given up.
+    def lethal(self, name: str) -> bool:
+        """Begins a sample alone, in one view of it; True where it is given up.
 
         Raises UserError where too many were given up in succession.
         """
-        given_up: Any = ray.get(self.watch.begin_alone.remote(sample_id))
+        given_up: Any = ray.get(self.watch.begin_alone.remote(name))
         if given_up >= MAX_IN_SUCCESSION:
             raise UserError(
-                f"scorers died on {MAX_IN_SUCCESSION} samples in succession, last {sample_id}; it"
+                f"scorers died on {MAX_IN_SUCCESSION} samples in succession, last {name}; it"
                 " is the machine or the model, look into Ray's logs"
             )
         return bool(given_up)

@@ -68,9 +68,12 @@ def test_views_whose_models_another_ones_scorers_hold_go_along(
         [["base", "calibrated"], ["alone"], ["rating-0-0"], ["rating-0-1"]],
         [["rating-1-0"]],
     ]
-    own = {"general": calibrated, "other": large}
-    by_domain = {"base": forwards["base"], "calibrated": Forward(own, rendering)}
+    own = Forward({"general": calibrated, "other": large}, rendering)
+    by_domain = {"base": forwards["base"], "calibrated": own}
     assert roles_of(config, pool, by_domain) == [[["base", "calibrated"]]]  # none is of the other
+    # Where no scorer of a domain's own has the base model, it goes over all domains at once.
+    apart = {"calibrated": own, "alone": forwards["alone"]}
+    assert roles_of(config, pool, apart) == [[["calibrated"]], [["alone"]]]
 
 
 def test_a_sample_that_one_view_can_not_show_is_scored_in_the_others(

@@ -12,7 +12,7 @@ import pytest
 
 from instructdiff_ray.config import CalibrateConfig, Config, DataConfig, ModelConfig
 from instructdiff_ray.errors import UserError
-from instructdiff_ray.forwards import finished_scores, whole
+from instructdiff_ray.forwards import Forward, finished_scores
 from instructdiff_ray.ingest import ingest
 from instructdiff_ray.models import Model
 from instructdiff_ray.pool import Pool
@@ -28,6 +28,12 @@ from tests.test_scoring import plain_score
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 QUIET = Progress(io.StringIO())
+
+
+def whole(config: Config, base: Model, **others: Model) -> dict[str, Forward]:
+    """Models that are shown whole samples."""
+    rendering = Rendering.of(config, base)
+    return {role: Forward(model, rendering) for role, model in {"base": base, **others}.items()}
 
 
 @pytest.fixture(scope="module")

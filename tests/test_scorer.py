@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 import torch
 
 from instructdiff_ray.blocks import encoded_columns
 from instructdiff_ray.config import TemplateConfig
+from instructdiff_ray.dataflow import Tokenize
 from instructdiff_ray.models import Model
 from instructdiff_ray.passes import View
+from instructdiff_ray.pool import PARTS
 from instructdiff_ray.rendering import Rendering
-from instructdiff_ray.samples import Reject
+from instructdiff_ray.samples import Part, Reject
 from instructdiff_ray.scorer import PAYING_TOKENS, Scorer
 from instructdiff_ray.template import Encoded
-from instructdiff_ray.watch import start_watch
+from instructdiff_ray.throughput import Usage
+from instructdiff_ray.watch import MAX_DEATHS, start_watch
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -67,6 +72,59 @@ def test_a_batch_that_the_memory_does_not_hold_is_halved_until_it_does(
         one, other = (table.filter(fits)[name].to_numpy() for table in (found, expected))
         assert np.allclose(one, other, atol=1e-5)
         assert found[name].null_count == 1
+
+
+def test_views_that_share_a_block_have_the_scores_that_each_has_alone(model: Model) -> None:
+    rendering = Rendering(model, TemplateConfig(), 128, truncate=False)
+    views = [
+        View(rendering, {"base": model, "calibrated": replace(model, identity="other")}, {}),
+        View(rendering.alone(), {"alone": model}, {}),
+        View(Rendering.for_rating(model, 0), {"rating-0-0": model}, {}),
+        View(Rendering.for_rating(model, 3), {"rating-0-3": model}, {}),
+    ]
+    rows = [
+        [Part("instruction", f"What is {n}?"), Part("response", "one" + " more" * n)]
+        for n in range(6)
+    ]
+    parts = [[part._asdict() for part in row] for row in rows]
+    pool = pa.table({"sample_id": [f"{n:032x}" for n in range(6)], "parts": pa.array(parts, PARTS)})
+
+    def scores_of(some: list[View]) -> pa.Table:
+        scorer = Scorer(some, "fp32", 100, 1, 0, start_watch())
+        return scorer(Tokenize([view.rendering for view in some], None)(pool))
+
+    threads = torch.get_num_threads()
+    together = scores_of(views)
+    for view in views:
+        alone = scores_of([view])
+        for name in set(alone.column_names) - {field.name for field in fields(Usage)}:
+            assert together[name].to_pylist() == pytest.approx(alone[name].to_pylist()), name
+    torch.set_num_threads(threads)
+    measures = ["base_nll", "alone_nll", "rating-0-0_rating", "rating-0-3_rating"]
+    assert len({tuple(together[name].to_pylist()) for name in measures}) == 4
+
+
+def test_a_sample_is_given_up_only_in_the_view_that_kills(model: Model, block: pa.Table) -> None:
+    scorer = make_scorer(model, 1000)
+    expected = scorer(block)
+    lethal = f"{block['sample_id'][3]} (view 0)"
+    for _ in range(MAX_DEATHS):  # as scorers that died have left it
+        assert not scorer.watched.lethal(lethal)
+    scorer.watched.begin(f"block {block['sample_id'][0]}")
+    found = scorer(block)
+    reasons = found["base_reason"].to_pylist()
+    assert reasons == [None] * 3 + ["kills_scorer"] + [None] * 4
+    kept = pa.array([reason is None for reason in reasons])
+    for name in ("base_nll", "base_entropy"):
+        one, other = (table.filter(kept)[name].to_numpy() for table in (found, expected))
+        assert np.allclose(one, other, atol=1e-5)
+
+
+def test_a_part_without_a_wanted_sample_is_no_block(model: Model, block: pa.Table) -> None:
+    renderings = [Rendering.for_rating(model, 0), whole_samples(model).rendering]
+    pool = pa.table({"sample_id": ["0" * 32], "parts": pa.array([[]], PARTS)})
+    nothing = Tokenize(renderings, ray.put(np.array([7], np.uint64)))(pool)
+    assert nothing.num_rows == 0 and len(nothing.column_names) == 1 + 4 * len(renderings)
 
 
 @pytest.mark.gpu
