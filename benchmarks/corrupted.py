@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import ray
 import ray.data
 
@@ -110,7 +111,8 @@ def measure(config: Config, damaged: set[str]) -> dict[str, dict[str, float]]:
     for name, strategy, selection in variants():
         run = Run(replace(config, strategy=strategy, select=selection), Progress(sys.stderr))
         pool = run.ingest()
-        chosen = set(selected_ids(_select(run)))
+        ranking = _select(run)
+        chosen = set(selected_ids(ranking))
         plain = plain or chosen
         found[name] = {
             "pool": len(pool),
@@ -120,8 +122,21 @@ def measure(config: Config, damaged: set[str]) -> dict[str, dict[str, float]]:
             "damaged_share": len(chosen & damaged) / len(chosen),
             "overlap_with_instructdiff": len(chosen & plain) / len(chosen),
         }
+        if name == "ifd":
+            found[name] |= _mismatched(ranking, damaged)
         print(name, found[name], flush=True)
     return found
+
+
+def _mismatched(ranking: Ranking, damaged: set[str]) -> dict[str, float]:
+    """What exclude_mismatched may not select: of the damaged pairs, and of the others."""
+    rejected = set(ranking.rejected["sample_id"].to_pylist())
+    mismatched = np.asarray(ranking.table["value"].to_numpy()) >= 1
+    own = np.array([i in damaged for i in ranking.pool.ids() if i not in rejected])
+    return {
+        "mismatched_of_damaged": float(mismatched[own].mean()),
+        "mismatched_of_others": float(mismatched[~own].mean()),
+    }
 
 
 def _select(run: Run) -> Ranking:
