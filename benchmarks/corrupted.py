@@ -19,7 +19,7 @@ import ray
 import ray.data
 
 from benchmarks.common import save
-from instructdiff_ray.config import CalibrateConfig, Config, DataConfig, ModelConfig
+from instructdiff_ray.config import BaselineConfig, CalibrateConfig, Config, DataConfig, ModelConfig
 from instructdiff_ray.console import aligned_table
 from instructdiff_ray.pipeline import Run
 from instructdiff_ray.pool import pool_rows
@@ -33,6 +33,8 @@ from instructdiff_ray.strategies import INSTRUCTDIFF, STRATEGIES
 ROWS, SHARE, SEED = 1600, 0.1, 0
 # A small model needs larger steps than Table 9 gives to those of billions of parameters.
 CALIBRATE = CalibrateConfig(learning_rate=5e-4, epochs=3, global_batch_size=32)
+PLAIN = SelectConfig(ratio=0.1, reject_ratio=0.1)
+FOLDER = Path("outputs/corrupted")
 Sample = list[Part]
 
 
@@ -73,18 +75,17 @@ def variants() -> Iterator[tuple[str, str, SelectConfig]]:
     """Name, strategy and selection of all that is compared.
 
     With one rating model `selectit` is `selectit_sentence`."""
-    plain = SelectConfig(ratio=0.1, reject_ratio=0.1)
-    yield INSTRUCTDIFF, INSTRUCTDIFF, plain
+    yield INSTRUCTDIFF, INSTRUCTDIFF, PLAIN
     for name, changed in (
-        ("with exclude_mismatched", replace(plain, exclude_mismatched=True)),
-        ("without the filter", replace(plain, reject_ratio=0)),
-        ("middle ΔH", replace(plain, entropy="middle")),
-        ("highest ΔH", replace(plain, entropy="highest")),
+        ("with exclude_mismatched", replace(PLAIN, exclude_mismatched=True)),
+        ("without the filter", replace(PLAIN, reject_ratio=0)),
+        ("middle ΔH", replace(PLAIN, entropy="middle")),
+        ("highest ΔH", replace(PLAIN, entropy="highest")),
     ):
         yield f"{INSTRUCTDIFF}, {name}", INSTRUCTDIFF, changed
     for strategy in STRATEGIES:
         if strategy not in (INSTRUCTDIFF, "selectit"):
-            yield strategy, strategy, plain
+            yield strategy, strategy, PLAIN
 
 
 def draw_samples(config: Config, count: int) -> list[Sample]:
@@ -148,22 +149,33 @@ def _select(run: Run) -> Ranking:
     return ranking
 
 
-def main() -> None:
-    """All damages of the named pools; artifacts go to `outputs/corrupted` here."""
-    model, *pools = sys.argv[1:]
+def start_ray() -> None:
+    """Without lines of its own."""
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def settings(model: str, path: Path, folder: Path) -> Config:
+    """Of every run over this pool; all its artifacts are in the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return Config(
+        data=DataConfig(path=str(path)),
+        model=ModelConfig(base=model),
+        calibrate=CALIBRATE,
+        select=PLAIN,
+        baseline=BaselineConfig(small_model=model),
+        storage=str(folder / "storage"),
+    )
+
+
+def main() -> None:
+    """All damages of the named pools."""
+    model, *pools = sys.argv[1:]
+    start_ray()
     for path in map(Path, pools):
-        folder = Path("outputs/corrupted") / path.stem
-        folder.mkdir(parents=True, exist_ok=True)
-        config = Config(
-            data=DataConfig(path=str(path)),
-            model=ModelConfig(base=model),
-            calibrate=CALIBRATE,
-            storage=str(folder / "storage"),
-        )
-        config = replace(config, baseline=replace(config.baseline, small_model=model))
+        folder = FOLDER / path.stem
+        config = settings(model, path, folder)
         samples = draw_samples(config, ROWS)
         words = [word for one in samples for word in one[-1].text.split()]
         spoilt = samples[: floor_share(SHARE, len(samples))]

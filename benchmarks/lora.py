@@ -9,7 +9,6 @@ runs of the paper's method differ by themselves.
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
 import tempfile
@@ -19,21 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
-import ray.data
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.common import peak_mib, reset_peak, save
-from benchmarks.corrupted import CALIBRATE, draw_samples, write
+from benchmarks.corrupted import CALIBRATE, FOLDER, draw_samples, settings, start_ray, write
 from instructdiff_ray.batching import Batch
 from instructdiff_ray.compare import spearman
-from instructdiff_ray.config import CalibrateConfig, Config, DataConfig, ModelConfig
+from instructdiff_ray.config import CalibrateConfig, Config, DataConfig
 from instructdiff_ray.pipeline import Run
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.ranking import Ranking, selected_ids
 from instructdiff_ray.scoring import SampleScorer
-from instructdiff_ray.select import SelectConfig
 from instructdiff_ray.training import with_adapter
 
 RANK, ROWS = 16, 800
@@ -132,21 +128,12 @@ def measure_memory() -> dict[str, float]:
 
 
 def measure_overlap(model: str, pools: Sequence[Path]) -> dict[str, dict[str, dict[str, float]]]:
-    """By pool; artifacts go to `outputs/corrupted` here, whose scores they share."""
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    """By pool; what `benchmarks.corrupted` has scored of it is not scored again."""
+    start_ray()
     results = {}
     for path in pools:
-        folder = Path("outputs/corrupted") / path.stem
-        folder.mkdir(parents=True, exist_ok=True)
-        config = Config(
-            data=DataConfig(path=str(path)),
-            model=ModelConfig(base=model),
-            calibrate=CALIBRATE,
-            select=SelectConfig(ratio=0.1, reject_ratio=0.1),
-            storage=str(folder / "storage"),
-        )
+        folder = FOLDER / path.stem
+        config = settings(model, path, folder)
         write(folder / "some.jsonl", draw_samples(config, ROWS))
         data = DataConfig(path=str(folder / "some.jsonl"))
         results[path.stem] = overlap(replace(config, data=data))
