@@ -103,7 +103,7 @@ def held_out_nll(run: Run, held_out: Pool, model: Model) -> dict[str, float]:
             for key in (name, ALL):
                 sums[str(key)] += [float((nll * tokens)[own].sum()), float(tokens[own].sum())]
     if len(sums) == 2:  # one domain is all
-        del sums[next(name for name in sums if name != ALL)]
+        del sums[ALL]
     return {name: float(total / count) for name, (total, count) in sorted(sums.items())}
 
 

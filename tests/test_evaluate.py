@@ -52,11 +52,11 @@ def test_models_trained_on_more_find_held_out_samples_likelier(
     assert not set(held_out.ids()) & set(rest.ids()) and len(held_out) + len(rest) == 60
     assert by_arm["selection"].samples == by_arm["random"].samples == len(rest) // 5
     assert by_arm["full pool"].samples == len(rest)
-    nll = {arm: one.nll["all domains"] for arm, one in by_arm.items()}
+    nll = {arm: one.nll["general"] for arm, one in by_arm.items()}
     assert nll["full pool"] < nll["selection"] < nll["untrained"]
     write(run.folder, found, {})
     written = json.loads((tmp_path / "run/evaluation.json").read_text())["results"]
-    assert fmean(one["nll"]["all domains"] for one in written) == fmean(nll.values())
+    assert fmean(one["nll"]["general"] for one in written) == fmean(nll.values())
     chosen = list(rest.ids())[:7]
     drawn = as_many(rest, chosen, 0)
     assert len(set(drawn)) == 7 and set(drawn) <= set(rest.ids()) and drawn != chosen
