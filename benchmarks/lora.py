@@ -30,7 +30,7 @@ from instructdiff_ray.pipeline import Run
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.ranking import Ranking, selected_ids
 from instructdiff_ray.scoring import SampleScorer
-from instructdiff_ray.training import with_adapter
+from instructdiff_ray.trainer import with_adapter
 
 RANK, ROWS = 16, 800
 # An adapter wants larger steps than all parameters do, about ten times as large.

@@ -19,6 +19,7 @@ from instructdiff_ray.progress import Progress, Stage
 from instructdiff_ray.rendering import Rendering
 from instructdiff_ray.resources import TrainResources
 from instructdiff_ray.storage import Artifact, Finished, Storage, make_key
+from instructdiff_ray.training import TrainTask, fit
 
 VERSION = 2  # of what this stage computes; raise it when the same input gives another model
 
@@ -95,9 +96,6 @@ def _train(
     steps: Stage,
 ) -> str:
     """Trains a model into `target/model`; gives the identity of its weights."""
-    # Imported here: the Trainer takes seconds to import, and a finished model needs none.
-    from instructdiff_ray.training import TrainTask, fit
-
     task = TrainTask(
         model=base,
         rendering=Rendering.of(config, base),

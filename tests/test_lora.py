@@ -20,7 +20,7 @@ from instructdiff_ray.rendering import Rendering
 from instructdiff_ray.samples import Part
 from instructdiff_ray.scorer import Scorer
 from instructdiff_ray.template import Encoded
-from instructdiff_ray.training import with_adapter
+from instructdiff_ray.trainer import with_adapter
 from instructdiff_ray.watch import start_watch
 from tests.test_pipeline import run_method
 from tests.test_scoring import plain_score

@@ -22,7 +22,8 @@ from instructdiff_ray.rendering import Rendering
 from instructdiff_ray.resources import TrainResources
 from instructdiff_ray.samples import Part, sample_id
 from instructdiff_ray.storage import Storage
-from instructdiff_ray.training import TrainTask, collate, fit, micro_batch_size
+from instructdiff_ray.trainer import collate, micro_batch_size
+from instructdiff_ray.training import TrainTask, fit
 from tests.faults import killing
 
 
