@@ -19,6 +19,7 @@ from textwrap import wrap
 import numpy as np
 from matplotlib.figure import Figure
 
+from instructdiff_ray.buckets import id_array
 from instructdiff_ray.compare import ALL
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.folders import Folder
@@ -27,7 +28,7 @@ from instructdiff_ray.harness import benchmark
 from instructdiff_ray.models import Model
 from instructdiff_ray.pieces import SCORES
 from instructdiff_ray.pipeline import Run
-from instructdiff_ray.pool import Pool
+from instructdiff_ray.pool import Pool, among
 from instructdiff_ray.sampling import lowest_draws
 from instructdiff_ray.score import Work, score
 
@@ -37,12 +38,13 @@ UNTRAINED, SELECTED, RANDOM, FULL = "untrained", "selection", "random", "full po
 
 @dataclass(frozen=True)
 class Trained:
-    """One model's result. samples: trained on; nll: by domain and over all, nats a token;
-    benchmarks: by task and metric."""
+    """One model's result. samples, tokens: trained on, of their responses; nll: by domain and over
+    all, nats a token; benchmarks: by task and metric."""
 
     arm: str
     seed: int
     samples: int
+    tokens: int
     nll: dict[str, float]
     benchmarks: dict[str, float] = field(default_factory=dict)
 
@@ -56,19 +58,20 @@ def evaluate(run: Run, select: Callable[[Run, Pool], list[str]]) -> list[Trained
     config = run.config
     held_out, rest = run.ingest().divide(config.evaluate.holdout, config.seed)
 
-    def judge(arm: str, seed: int, samples: int, model: Model) -> Trained:
+    def judge(arm: str, seed: int, ids: list[str], model: Model) -> Trained:
         nll = held_out_nll(run, held_out, model)
-        return Trained(arm, seed, samples, nll, benchmark(config, model, run.storage, run.progress))
+        results = benchmark(config, model, run.storage, run.progress)
+        return Trained(arm, seed, len(ids), response_tokens(rest, ids), nll, results)
 
     # First, for what can't be scored or run is then known before anything is trained.
-    found = [judge(UNTRAINED, config.seed, 0, run.target)]
+    found = [judge(UNTRAINED, config.seed, [], run.target)]
     for seed in range(config.seed, config.seed + config.evaluate.seeds):
         one = run.with_seed(seed)
         chosen = select(one, rest)
         arms = {SELECTED: chosen, RANDOM: as_many(rest, chosen, seed), FULL: list(rest.ids())}
         for arm, ids in arms.items():
             run.progress.say(f"seed {seed}, {arm}: {len(ids):,} samples")
-            found.append(judge(arm, seed, len(ids), one.finetune(rest, ids)))
+            found.append(judge(arm, seed, ids, one.finetune(rest, ids)))
     return found
 
 
@@ -81,6 +84,14 @@ def as_many(pool: Pool, chosen: Sequence[str], seed: int) -> list[str]:
         count = sum(i in wanted for i in ids)
         drawn += lowest_draws(ids, count, f"evaluate {seed}")
     return sorted(drawn)
+
+
+def response_tokens(pool: Pool, ids: Sequence[str]) -> int:
+    """Of these samples of the pool, together."""
+    wanted, total = np.array(sorted(ids), dtype="S"), 0
+    for index in pool.index(["sample_id", "response_tokens"]):
+        total += int(index["response_tokens"].to_numpy()[among(id_array(index), wanted)].sum())
+    return total
 
 
 def held_out_nll(run: Run, held_out: Pool, model: Model) -> dict[str, float]:
@@ -118,11 +129,11 @@ def by_arm(found: Sequence[Trained]) -> dict[str, list[Trained]]:
 def as_rows(found: Sequence[Trained]) -> list[list[str]]:
     """A table with its head: mean ± standard deviation over the seeds."""
     names = list(found[0].results())
-    rows = [["trained on", "samples", "seeds", *names]]
+    rows = [["trained on", "samples", "response tokens", "seeds", *names]]
     for arm, results in by_arm(found).items():
-        samples = round(fmean(one.samples for one in results))
+        sizes = (fmean(one.samples for one in results), fmean(one.tokens for one in results))
         cells = [_spread([one.results()[name] for one in results]) for name in names]
-        rows.append([arm, f"{samples:,}", str(len(results)), *cells])
+        rows.append([arm, *(f"{size:,.0f}" for size in sizes), str(len(results)), *cells])
     return rows
 
 

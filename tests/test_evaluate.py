@@ -19,12 +19,12 @@ from instructdiff_ray.select import SelectConfig
 
 
 def test_the_table_has_mean_and_spread_over_seeds() -> None:
-    found = [Trained("untrained", 0, 0, {"all": 2.0})]
-    found += [Trained("selection", seed, 10, {"all": 1.0 + seed}) for seed in range(3)]
+    found = [Trained("untrained", 0, 0, 0, {"all": 2.0})]
+    found += [Trained("selection", seed, 10, 2000, {"all": 1.0 + seed}) for seed in range(3)]
     assert as_rows(found) == [
-        ["trained on", "samples", "seeds", "NLL all"],
-        ["untrained", "0", "1", "2.0000"],
-        ["selection", "10", "3", "2.0000 ± 1.0000"],
+        ["trained on", "samples", "response tokens", "seeds", "NLL all"],
+        ["untrained", "0", "0", "1", "2.0000"],
+        ["selection", "10", "2,000", "3", "2.0000 ± 1.0000"],
     ]
     assert imread(io.BytesIO(plot(found))).std() > 0.05
 
@@ -52,6 +52,9 @@ def test_models_trained_on_more_find_held_out_samples_likelier(
     assert not set(held_out.ids()) & set(rest.ids()) and len(held_out) + len(rest) == 60
     assert by_arm["selection"].samples == by_arm["random"].samples == len(rest) // 5
     assert by_arm["full pool"].samples == len(rest)
+    tokens = {arm: one.tokens for arm, one in by_arm.items()}
+    whole = sum(sum(table["response_tokens"].to_pylist()) for table in rest.index())
+    assert tokens["untrained"] == 0 < tokens["selection"] < tokens["full pool"] == whole
     nll = {arm: one.nll["general"] for arm, one in by_arm.items()}
     assert nll["full pool"] < nll["selection"] < nll["untrained"]
     write(run.folder, found, {})
