@@ -127,6 +127,7 @@ def test_two_models_share_a_pass_and_each_lacks_only_what_is_missing(
     assert not pieces[0].exists()
 
 
+@pytest.mark.slow
 def test_several_actors_and_small_batches_give_the_same_scores(
     config: Config, pool: Pool, model: Model, tmp_path: Path
 ) -> None:
@@ -209,6 +210,7 @@ def test_a_sample_that_kills_its_scorer_becomes_a_reject_and_the_others_are_scor
     assert not found
 
 
+@pytest.mark.slow
 def test_a_scorer_that_is_killed_is_replaced_and_its_rows_are_scored_again(
     config: Config, pool: Pool, model: Model, tmp_path: Path
 ) -> None:

@@ -189,6 +189,7 @@ def test_the_submitted_method_leaves_its_selection(
     check_selection(tmp_path)
 
 
+@pytest.mark.slow
 def test_storage_inside_the_submitted_folder_is_refused_in_one_line(
     head: Head, settings: list[str]
 ) -> None:
