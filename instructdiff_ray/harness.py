@@ -32,8 +32,7 @@ def check_tasks(tasks: tuple[str, ...]) -> None:
     file."""
     require(
         importlib.util.find_spec("lm_eval") is not None,
-        "evaluate.tasks needs the Language Model Evaluation Harness:"
-        " pip install 'instructdiff-ray[lm-eval]'",
+        "evaluate.tasks needs the Language Model Evaluation Harness: pip install 'lm-eval[hf]'",
     )
     from lm_eval.tasks import TaskManager
 

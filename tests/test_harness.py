@@ -35,7 +35,7 @@ metric_list: [{{metric: acc}}]
 
 @pytest.mark.skipif(INSTALLED, reason="the extra lm-eval is installed")
 def test_without_the_extra_it_says_how_to_get_it() -> None:
-    with pytest.raises(UserError, match=r"pip install 'instructdiff-ray\[lm-eval\]'"):
+    with pytest.raises(UserError, match=r"pip install 'lm-eval\[hf\]'"):
         check_tasks(("gsm8k",))
 
 
