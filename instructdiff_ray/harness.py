@@ -55,8 +55,9 @@ def benchmark(
     """
     found: dict[str, float] = {}
     for task in config.evaluate.tasks:
-        progress.say(f"{task}: {model.trained}")
+        running = f"{task}: {model.trained}"
         if Path(task).is_file():
+            progress.say(running)
             found.update(_run_remotely(config, model, os.path.abspath(task)))
             continue
         inputs = {
@@ -70,6 +71,7 @@ def benchmark(
         artifact = storage.artifact("benchmarks", make_key(**inputs))
         with artifact.turn(progress.say) as finished:
             if finished is None:
+                progress.say(running)
                 results = _run_remotely(config, model, task)
                 with artifact.attempt() as attempt:
                     finished = attempt.finish(inputs, results)

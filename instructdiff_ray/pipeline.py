@@ -83,14 +83,14 @@ class Run:
             raise UserError("data.path is not set; name your instruction data, or data.path=demo")
         if config.data.paths != [DEMO]:
             _check_data(config)
+        if tasks := config.evaluate.tasks:
+            check_tasks(tuple(tasks))
         base = None if config.model.base == DEMO else find_model(config.model)
         self.config = self._with_demo(config)
         self.base = base or find_model(self.config.model)
         self.target = self._find_target()
         self.strategy = STRATEGIES[config.strategy]
         self.others = find_other_models(self.config, self.base)
-        if tasks := config.evaluate.tasks:
-            check_tasks(tuple(tasks))
         self.work = Work()
         self.warmup = 0  # samples drawn; to draw them again only to count would read every id
         self.summary: dict[str, Any] = {}
