@@ -19,16 +19,18 @@ import ray
 import ray.data
 
 from benchmarks.common import save
-from instructdiff_ray.config import BaselineConfig, CalibrateConfig, Config, DataConfig, ModelConfig
-from instructdiff_ray.console import aligned_table
+from instructdiff_ray.config.data import DataConfig, ModelConfig
+from instructdiff_ray.config.run import Config
+from instructdiff_ray.config.selection import BaselineConfig, SelectConfig
+from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.pipeline import Run
-from instructdiff_ray.pool import pool_rows
+from instructdiff_ray.pool.pool import pool_rows
+from instructdiff_ray.pool.sampling import floor_share, lowest_draws
 from instructdiff_ray.progress import Progress
-from instructdiff_ray.ranking import Ranking, fate_counts, selected_ids
-from instructdiff_ray.samples import Part, sample_id
-from instructdiff_ray.sampling import floor_share, lowest_draws
-from instructdiff_ray.select import SelectConfig
-from instructdiff_ray.strategies import INSTRUCTDIFF, STRATEGIES
+from instructdiff_ray.results.console import aligned_table
+from instructdiff_ray.sample import Part, sample_id
+from instructdiff_ray.selection.ranking import Ranking, fate_counts, selected_ids
+from instructdiff_ray.selection.strategies import INSTRUCTDIFF, STRATEGIES
 
 ROWS, SHARE, SEED = 1600, 0.1, 0
 # A small model needs larger steps than Table 9 gives to those of billions of parameters.

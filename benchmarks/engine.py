@@ -25,23 +25,24 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.common import save
 from benchmarks.scoring import batched
-from instructdiff_ray import dataflow
-from instructdiff_ray.blocks import token_lists
-from instructdiff_ray.config import Config, DataConfig, ModelConfig
-from instructdiff_ray.dataflow import ROWS_PER_BATCH, Tokenize, score_blocks
+from instructdiff_ray.config.cluster import ClusterConfig, ScoreResources
+from instructdiff_ray.config.data import DataConfig, ModelConfig
+from instructdiff_ray.config.run import Config
 from instructdiff_ray.demo.model import train_model
 from instructdiff_ray.demo.pool import prose, write_pool
-from instructdiff_ray.folders import Folder
-from instructdiff_ray.ingest import ingest
-from instructdiff_ray.models import Model, find_model
-from instructdiff_ray.passes import View
-from instructdiff_ray.pool import Pool, read_part
+from instructdiff_ray.engine.metrics import SampleScorer
+from instructdiff_ray.models.encoding import Rendering
+from instructdiff_ray.models.model import Model, find_model
+from instructdiff_ray.pool.ingest import ingest
+from instructdiff_ray.pool.pool import Pool, read_part
 from instructdiff_ray.progress import Progress
-from instructdiff_ray.rendering import Rendering
-from instructdiff_ray.resources import ClusterConfig, ScoreResources
-from instructdiff_ray.scorer import PAYING_TOKENS, Scorer
-from instructdiff_ray.scoring import SampleScorer
-from instructdiff_ray.storage import Storage
+from instructdiff_ray.scoring import dataflow
+from instructdiff_ray.scoring.actor import PAYING_TOKENS, Scorer
+from instructdiff_ray.scoring.blocks import token_lists
+from instructdiff_ray.scoring.dataflow import ROWS_PER_BATCH, Tokenize, score_blocks
+from instructdiff_ray.scoring.plan import View
+from instructdiff_ray.storage.artifacts import Storage
+from instructdiff_ray.storage.filesystem import Folder
 
 GPU = torch.cuda.is_available()
 # Hidden size, layers, heads; rows.

@@ -23,14 +23,16 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.common import peak_mib, reset_peak, save
 from benchmarks.corrupted import CALIBRATE, FOLDER, draw_samples, settings, start_ray, write
-from instructdiff_ray.batching import Batch
-from instructdiff_ray.compare import spearman
-from instructdiff_ray.config import CalibrateConfig, Config, DataConfig
+from instructdiff_ray.config.data import DataConfig
+from instructdiff_ray.config.run import Config
+from instructdiff_ray.config.training import CalibrateConfig
+from instructdiff_ray.engine.batch import Batch
+from instructdiff_ray.engine.metrics import SampleScorer
 from instructdiff_ray.pipeline import Run
 from instructdiff_ray.progress import Progress
-from instructdiff_ray.ranking import Ranking, selected_ids
-from instructdiff_ray.scoring import SampleScorer
-from instructdiff_ray.trainer import with_adapter
+from instructdiff_ray.results.compare import spearman
+from instructdiff_ray.selection.ranking import Ranking, selected_ids
+from instructdiff_ray.training.worker import with_adapter
 
 RANK, ROWS = 16, 800
 # An adapter wants larger steps than all parameters do, about ten times as large.

@@ -20,21 +20,21 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.common import peak_mib, reset_peak, save
-from instructdiff_ray.config import TemplateConfig
-from instructdiff_ray.dataflow import ROWS_PER_BATCH
-from instructdiff_ray.folders import Folder
-from instructdiff_ray.ingest import RECEIPT, ROWS_PER_PART
-from instructdiff_ray.models import Model
-from instructdiff_ray.outputs import write_ranking
-from instructdiff_ray.passes import View, find_passes
-from instructdiff_ray.pieces import gather, piece_schema, write_pieces
-from instructdiff_ray.pool import Pool
-from instructdiff_ray.ranking import Criteria, fate_counts, rank
-from instructdiff_ray.rendering import LIKELIHOOD, Rendering
-from instructdiff_ray.select import SelectConfig
-from instructdiff_ray.settle import Settling
-from instructdiff_ray.storage import Finished
-from instructdiff_ray.strategies import STRATEGIES
+from instructdiff_ray.config.data import TemplateConfig
+from instructdiff_ray.config.selection import SelectConfig
+from instructdiff_ray.models.encoding import LIKELIHOOD, Rendering
+from instructdiff_ray.models.model import Model
+from instructdiff_ray.pool.dedup import Settling
+from instructdiff_ray.pool.ingest import RECEIPT, ROWS_PER_PART
+from instructdiff_ray.pool.pool import Pool
+from instructdiff_ray.results.outputs import write_ranking
+from instructdiff_ray.scoring.dataflow import ROWS_PER_BATCH
+from instructdiff_ray.scoring.plan import View, find_passes
+from instructdiff_ray.scoring.store import gather, piece_schema, write_pieces
+from instructdiff_ray.selection.ranking import Criteria, fate_counts, rank
+from instructdiff_ray.selection.strategies import STRATEGIES
+from instructdiff_ray.storage.artifacts import Finished
+from instructdiff_ray.storage.filesystem import Folder
 
 ROLES = ("base", "calibrated")
 MODEL = Model("", None, False, "", None)

@@ -33,22 +33,23 @@ from ray.cluster_utils import Cluster
 
 from benchmarks.common import save
 from benchmarks.sleeper import Sleeper
-from instructdiff_ray import dataflow
-from instructdiff_ray.config import Config, DataConfig, ModelConfig
-from instructdiff_ray.dataflow import ROWS_PER_BATCH
+from instructdiff_ray.config.cluster import ClusterConfig, ScoreResources
+from instructdiff_ray.config.data import DataConfig, ModelConfig
+from instructdiff_ray.config.run import Config
+from instructdiff_ray.config.selection import SelectConfig
 from instructdiff_ray.demo.model import train_model
 from instructdiff_ray.demo.pool import prose
-from instructdiff_ray.forwards import Forward
-from instructdiff_ray.ingest import ingest
-from instructdiff_ray.models import find_model
+from instructdiff_ray.models.encoding import Rendering
+from instructdiff_ray.models.model import find_model
+from instructdiff_ray.pool.ingest import ingest
 from instructdiff_ray.progress import Progress
-from instructdiff_ray.ranking import Criteria, fate_counts, rank
-from instructdiff_ray.rendering import Rendering
-from instructdiff_ray.resources import ClusterConfig, ScoreResources
-from instructdiff_ray.score import Work, score
-from instructdiff_ray.select import SelectConfig
-from instructdiff_ray.storage import Storage
-from instructdiff_ray.strategies import STRATEGIES
+from instructdiff_ray.scoring import dataflow
+from instructdiff_ray.scoring.dataflow import ROWS_PER_BATCH
+from instructdiff_ray.scoring.forwards import Forward
+from instructdiff_ray.scoring.stage import Work, score
+from instructdiff_ray.selection.ranking import Criteria, fate_counts, rank
+from instructdiff_ray.selection.strategies import STRATEGIES
+from instructdiff_ray.storage.artifacts import Storage
 
 ROWS_PER_FILE = 250_000
 # Of a sample: 2 operations × 7.6e9 weights × 300 tokens, at 65 % of 800e12 a second, twice.

@@ -22,11 +22,11 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.common import save
-from instructdiff_ray.batching import Batch, token_batches
-from instructdiff_ray.packing import pack
-from instructdiff_ray.scorer import PAYING_TOKENS
-from instructdiff_ray.scoring import SampleScorer
-from instructdiff_ray.throughput import matrix_product_rate
+from instructdiff_ray.engine.batch import Batch, token_batches
+from instructdiff_ray.engine.metrics import SampleScorer
+from instructdiff_ray.engine.packing import pack
+from instructdiff_ray.engine.throughput import matrix_product_rate
+from instructdiff_ray.scoring.actor import PAYING_TOKENS
 
 # Token ids and which of them are scored: lists, or arrays.
 Sample = tuple[Any, Any]

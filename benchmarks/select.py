@@ -17,15 +17,15 @@ import numpy as np
 import pyarrow as pa
 
 from benchmarks.common import peak_mib, reset_peak, save
-from instructdiff_ray.buckets import BUCKETS
-from instructdiff_ray.folders import Folder
-from instructdiff_ray.pieces import piece_schema
-from instructdiff_ray.pool import INDEX, Pool
-from instructdiff_ray.ranking import Criteria, fate_counts, rank
-from instructdiff_ray.rendering import LIKELIHOOD
-from instructdiff_ray.select import SelectConfig
-from instructdiff_ray.storage import Finished
-from instructdiff_ray.strategies import STRATEGIES
+from instructdiff_ray.config.selection import SelectConfig
+from instructdiff_ray.models.encoding import LIKELIHOOD
+from instructdiff_ray.pool.partition import BUCKETS
+from instructdiff_ray.pool.pool import INDEX, Pool
+from instructdiff_ray.scoring.store import piece_schema
+from instructdiff_ray.selection.ranking import Criteria, fate_counts, rank
+from instructdiff_ray.selection.strategies import STRATEGIES
+from instructdiff_ray.storage.artifacts import Finished
+from instructdiff_ray.storage.filesystem import Folder
 
 PIECE = piece_schema(LIKELIHOOD)
 CRITERIA = Criteria(STRATEGIES["instructdiff"], lambda _: SelectConfig())

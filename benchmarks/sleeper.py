@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 from ray.actor import ActorHandle
 
-from instructdiff_ray.blocks import score_columns
-from instructdiff_ray.passes import View
-from instructdiff_ray.rendering import LIKELIHOOD
-from instructdiff_ray.throughput import Usage
-from instructdiff_ray.watch import Watched
+from instructdiff_ray.engine.throughput import Usage
+from instructdiff_ray.models.encoding import LIKELIHOOD
+from instructdiff_ray.scoring.blocks import score_columns
+from instructdiff_ray.scoring.crash_guard import Watched
+from instructdiff_ray.scoring.plan import View
 
 
 class Sleeper:

@@ -13,27 +13,27 @@ from typing import Any
 import numpy as np
 import yaml
 
-from instructdiff_ray.calibrate import calibrate, calibrated_model, model_artifact
-from instructdiff_ray.compression import order_by_compression
-from instructdiff_ray.config import Config
-from instructdiff_ray.console import result_table
+from instructdiff_ray.config.run import Config
 from instructdiff_ray.demo.artifacts import DEMO, demo_model, demo_pool
 from instructdiff_ray.errors import UserError
-from instructdiff_ray.folders import Folder, absolute
-from instructdiff_ray.forwards import Forward, finished_scores, scores_keys
-from instructdiff_ray.harness import check_tasks
-from instructdiff_ray.ingest import ingest, pool_artifact, source_files
-from instructdiff_ray.models import Model, find_model
-from instructdiff_ray.outputs import (
+from instructdiff_ray.evaluation.lm_eval import check_tasks
+from instructdiff_ray.models.encoding import Rendering
+from instructdiff_ray.models.model import Model, find_model
+from instructdiff_ray.pool.ingest import ingest, pool_artifact, source_files
+from instructdiff_ray.pool.pool import Pool, check_rejects, open_pool
+from instructdiff_ray.pool.sampling import sample_warmup
+from instructdiff_ray.progress import Progress
+from instructdiff_ray.results.console import result_table
+from instructdiff_ray.results.outputs import (
     SUMMARY,
     Outcome,
     copy_outputs,
     start_run_folder,
     write_outputs,
 )
-from instructdiff_ray.pool import Pool, check_rejects, open_pool
-from instructdiff_ray.progress import Progress
-from instructdiff_ray.ranking import (
+from instructdiff_ray.scoring.forwards import Forward, finished_scores, scores_keys
+from instructdiff_ray.scoring.stage import Work, score
+from instructdiff_ray.selection.ranking import (
     Criteria,
     Ranking,
     by_domain,
@@ -43,12 +43,12 @@ from instructdiff_ray.ranking import (
     selected_ids,
     token_counts,
 )
-from instructdiff_ray.rendering import Rendering
-from instructdiff_ray.roles import find_other_models, needed_forwards
-from instructdiff_ray.sampling import sample_warmup
-from instructdiff_ray.score import Work, score
-from instructdiff_ray.storage import Finished, Storage
-from instructdiff_ray.strategies import STRATEGIES
+from instructdiff_ray.selection.requirements import find_other_models, needed_forwards
+from instructdiff_ray.selection.strategies import STRATEGIES
+from instructdiff_ray.selection.zip_greedy import order_by_compression
+from instructdiff_ray.storage.artifacts import Finished, Storage
+from instructdiff_ray.storage.filesystem import Folder, absolute
+from instructdiff_ray.training.calibrate import calibrate, calibrated_model, model_artifact
 
 # One model for all, or one for each domain.
 Calibrated = Model | dict[str, Model]

@@ -30,13 +30,14 @@ from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 from transformers.utils.logging import disable_progress_bar
 
-from instructdiff_ray.config import CalibrateConfig, Config
-from instructdiff_ray.console import sweep_table
+from instructdiff_ray.config.cluster import ClusterConfig
+from instructdiff_ray.config.run import Config
+from instructdiff_ray.config.selection import SelectConfig
+from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.errors import UserError, user_error_in
-from instructdiff_ray.folders import absolute, is_uri, join
 from instructdiff_ray.pipeline import Run, run_name
-from instructdiff_ray.resources import ClusterConfig
-from instructdiff_ray.select import SelectConfig
+from instructdiff_ray.results.console import sweep_table
+from instructdiff_ray.storage.filesystem import absolute, is_uri, join
 
 SWEEP = run_name()
 CONF = os.path.join(ROOT, "conf")

@@ -12,10 +12,10 @@ import sys
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from instructdiff_ray.compare import as_rows, compare, heat_map
-from instructdiff_ray.console import aligned_table
 from instructdiff_ray.errors import UserError
-from instructdiff_ray.folders import Folder, absolute, join
+from instructdiff_ray.results.compare import as_rows, compare, heat_map
+from instructdiff_ray.results.console import aligned_table
+from instructdiff_ray.storage.filesystem import Folder, absolute, join
 
 
 def main() -> None:

@@ -7,13 +7,13 @@ and what benchmark tasks (`evaluate.tasks`) say of each model.
 
 from _launch import launch
 
-from instructdiff_ray.config import Config
-from instructdiff_ray.console import aligned_table
-from instructdiff_ray.evaluate import as_rows, evaluate, write
-from instructdiff_ray.folders import join
+from instructdiff_ray.config.run import Config
+from instructdiff_ray.evaluation.evaluate import as_rows, evaluate, write
 from instructdiff_ray.pipeline import Run
-from instructdiff_ray.pool import Pool
-from instructdiff_ray.ranking import selected_ids
+from instructdiff_ray.pool.pool import Pool
+from instructdiff_ray.results.console import aligned_table
+from instructdiff_ray.selection.ranking import selected_ids
+from instructdiff_ray.storage.filesystem import join
 
 
 def main(run: Run) -> None:

@@ -6,9 +6,9 @@ selects from finished scores. The same command line as jobs/run.py finds its poo
 
 from _launch import launch
 
-from instructdiff_ray.compare import selection_of
 from instructdiff_ray.pipeline import Run
-from instructdiff_ray.ranking import selected_ids
+from instructdiff_ray.results.compare import selection_of
+from instructdiff_ray.selection.ranking import selected_ids
 
 
 def main(run: Run) -> None:

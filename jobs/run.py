@@ -3,8 +3,8 @@
 from _launch import launch
 
 from instructdiff_ray.pipeline import Run
-from instructdiff_ray.pool import Pool
-from instructdiff_ray.ranking import selected_ids
+from instructdiff_ray.pool.pool import Pool
+from instructdiff_ray.selection.ranking import selected_ids
 
 
 def main(run: Run) -> None:

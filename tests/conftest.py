@@ -19,10 +19,10 @@ import ray
 import ray.data  # here, for its log handlers keep the stream that stands when it is imported
 import torch
 
-from instructdiff_ray.config import ModelConfig
+from instructdiff_ray.config.data import ModelConfig
 from instructdiff_ray.demo.model import train_model
 from instructdiff_ray.demo.pool import prose
-from instructdiff_ray.models import Model, find_model
+from instructdiff_ray.models.model import Model, find_model
 
 # The models are tiny; more threads than one only wait for each other.
 torch.set_num_threads(1)

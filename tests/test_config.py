@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instructdiff_ray.config import CalibrateConfig, Config, DataConfig, TemplateConfig
+from instructdiff_ray.config.cluster import ClusterConfig, ScoreResources, TrainResources
+from instructdiff_ray.config.data import DataConfig, TemplateConfig
+from instructdiff_ray.config.run import Config
+from instructdiff_ray.config.selection import SelectConfig
+from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.errors import UserError
-from instructdiff_ray.resources import ClusterConfig, ScoreResources, TrainResources
-from instructdiff_ray.sampling import floor_share
-from instructdiff_ray.select import SelectConfig
+from instructdiff_ray.pool.sampling import floor_share
 
 NAN, INF = math.nan, math.inf
 IMPOSSIBLE: list[tuple[Callable[..., Any], str, str, list[Any]]] = [

@@ -16,13 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from instructdiff_ray.config import CalibrateConfig, Config, DataConfig
-from instructdiff_ray.ingest import ingest, shards
-from instructdiff_ray.models import Model
-from instructdiff_ray.pool import Pool
+from instructdiff_ray.config.data import DataConfig
+from instructdiff_ray.config.run import Config
+from instructdiff_ray.config.training import CalibrateConfig
+from instructdiff_ray.models.model import Model
+from instructdiff_ray.pool.ingest import ingest, shards
+from instructdiff_ray.pool.pool import Pool
+from instructdiff_ray.pool.readers import find_files
 from instructdiff_ray.progress import Progress
-from instructdiff_ray.sources import find_files
-from instructdiff_ray.storage import Storage
+from instructdiff_ray.storage.artifacts import Storage
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(3600)]
 ROWS_PER_FILE = 500

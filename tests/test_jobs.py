@@ -15,9 +15,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from instructdiff_ray.config import Config
+from instructdiff_ray.config.run import Config
 from instructdiff_ray.demo.pool import write_pool
-from instructdiff_ray.models import Model
+from instructdiff_ray.models.model import Model
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -12,18 +12,20 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from instructdiff_ray.config import CalibrateConfig, Config, DataConfig, ModelConfig
+from instructdiff_ray.config.data import DataConfig, ModelConfig
+from instructdiff_ray.config.run import Config
+from instructdiff_ray.config.selection import SelectConfig
+from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.demo.pool import write_pool
 from instructdiff_ray.errors import UserError
+from instructdiff_ray.models.encoding import Rendering
+from instructdiff_ray.models.template import Encoded
 from instructdiff_ray.pipeline import Run
 from instructdiff_ray.progress import Progress
-from instructdiff_ray.ranking import selected_ids
-from instructdiff_ray.rendering import Rendering
-from instructdiff_ray.samples import Part
-from instructdiff_ray.select import SelectConfig
-from instructdiff_ray.template import Encoded
-from tests.test_scoring import plain_score
-from tests.test_select import plain_fates
+from instructdiff_ray.sample import Part
+from instructdiff_ray.selection.ranking import selected_ids
+from tests.engine.test_metrics import plain_score
+from tests.selection.test_select import plain_fates
 
 ROWS = 260
 pytestmark = pytest.mark.usefixtures("ray_session")

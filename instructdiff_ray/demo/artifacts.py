@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from instructdiff_ray.demo.pool import prose, write_pool
 from instructdiff_ray.progress import Progress, Stage
-from instructdiff_ray.storage import Finished, Storage, make_key
+from instructdiff_ray.storage.artifacts import Finished, Storage, make_key
 
 DEMO = "demo"  # stands for them in data.path and model.base
 VERSION = 1  # of both generators; raise it when they make something else

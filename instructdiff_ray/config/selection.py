@@ -1,0 +1,79 @@
+"""What is selected: `select`, and `baseline` for strategies that need other models."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from instructdiff_ray.errors import require
+
+
+@dataclass
+class SelectConfig:
+    """How the pool is filtered and ranked.
+
+    ratio: β, share of the pool that is selected.
+    reject_ratio: γ, share of the pool that is cut at each end of ΔNLL; 0 switches the filter off.
+    budget: what the ratio is a share of: `samples` (the paper), or response `tokens` (its authors'
+        code), where the samples that are first in rank are taken until they hold that many.
+    min_samples, max_samples: of each domain, whatever the ratio says.
+    entropy: which end of ΔH, of what the filter leaves: lowest (the method), middle or highest.
+    filter: what is cut at both ends: `nll` (ΔNLL, the method) or `ppl` (ΔPPL).
+    exclude_warmup: select no sample that the first calibrated model was trained on; a baseline has
+        none.
+    exclude_mismatched: select no sample whose response is no likelier with its prompt than without
+        (IFD ≥ 1); costs one more pass of the base model.
+    """
+
+    ratio: float = 0.1
+    reject_ratio: float = 0.1
+    budget: str = "samples"
+    min_samples: int | None = None
+    max_samples: int | None = None
+    entropy: str = "lowest"
+    filter: str = "nll"
+    exclude_warmup: bool = False
+    exclude_mismatched: bool = False
+
+    def __post_init__(self) -> None:
+        require(0 < self.ratio <= 1, f"select.ratio={self.ratio} must be in (0, 1]")
+        require(
+            0 <= self.reject_ratio < 0.5,
+            f"select.reject_ratio={self.reject_ratio} must be in [0, 0.5)",
+        )
+        for name, known in (
+            ("budget", ("samples", "tokens")),
+            ("entropy", ("lowest", "middle", "highest")),
+            ("filter", ("nll", "ppl")),
+        ):
+            value = getattr(self, name)
+            require(value in known, f"select.{name}={value} is not known; use {' or '.join(known)}")
+        low, high = self.min_samples, self.max_samples
+        require(low is None or low >= 1, f"select.min_samples={low} must be 1 or more")
+        require(high is None or high >= 1, f"select.max_samples={high} must be 1 or more")
+        require(
+            low is None or high is None or low <= high,
+            f"select.min_samples={low} is more than select.max_samples={high}",
+        )
+
+    def check_room(self) -> None:
+        """Raises UserError where the filter, if there is one, leaves less than the ratio."""
+        room = 1 - 2 * self.reject_ratio
+        require(
+            # 1 − 2γ is rounded: γ = 0.45 with β = 0.1 is exact on paper and must pass.
+            self.ratio <= room or math.isclose(self.ratio, room),
+            f"select.ratio={self.ratio} is more than select.reject_ratio={self.reject_ratio} leaves"
+            f" ({room:g} of the pool); lower one of them",
+        )
+
+
+@dataclass
+class BaselineConfig:
+    """What some strategies need besides the pool and the base model.
+
+    small_model: scores for `superfiltering`; its authors take GPT-2.
+    rating_models: rate for `selectit`, weighted by their size; none: the base model alone.
+    """
+
+    small_model: str = "openai-community/gpt2"
+    rating_models: list[str] = field(default_factory=list)

@@ -1,0 +1,188 @@
+"""The scoring mathematics: mean NLL and mean entropy of response tokens. Knows no Ray.
+
+    NLL(x, y) = −(1/|y|) Σ_t log π(y_t | x, y_<t)
+    H(x, y)   = −(1/|y|) Σ_t Σ_v π(v | x, y_<t) log π(v | x, y_<t)
+
+both in nats, over the response tokens y (method's Nouns; paper, §3). The model's body runs once
+over the batch; only the positions before a response token go through the output head, a tile of
+positions and words at a time, so that no tensor of tokens × vocabulary ever exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from instructdiff_ray.engine.batch import Batch
+from instructdiff_ray.engine.lm_head import Tile, own_head
+from instructdiff_ray.engine.packing import pack, packed_hidden
+from instructdiff_ray.engine.throughput import operations_per_token
+from instructdiff_ray.models.rating import token_rating
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Positions that go through the head together: enough that reading a tile of the head's weights is
+# no cost beside multiplying with them.
+SLICE_POSITIONS = {"cpu": 1024, "cuda": 4096}
+# Logits of one tile: near the cores of a CPU, and on a GPU no more than it needs to be busy.
+TILE_BYTES = {"cpu": 4 << 20, "cuda": 128 << 20}
+# A masked-out word has logit −inf; this has the same probability, 0, and a finite product with it.
+MASKED = -1e30
+
+
+class Statistics:
+    """Sums over the vocabulary at some positions, a tile at a time, in fp32.
+
+    With m the largest logit so far and d = z − m, keeps m, s = Σ exp d, u = Σ d exp d and the
+    targets' logits; so log Z = m + log s, and H = log Z − Σ p z = log s − u / s.
+    """
+
+    def __init__(self, targets: Tensor) -> None:
+        self.targets = targets
+        self.sums = tuple(
+            torch.full_like(targets, value, dtype=torch.float32) for value in (MASKED, 0, 0, 0)
+        )
+        self.add_up = fused() if targets.is_cuda else add_up
+
+    def add(self, logits: Tensor, first: int = 0) -> None:
+        """logits: [positions, words] of the words from number `first` on; is overwritten."""
+        self.sums = self.add_up(logits, self.targets - first, *self.sums)
+
+    def nll_and_entropy(self) -> tuple[Tensor, Tensor]:
+        """At each position, in nats."""
+        largest, total, weighted, target_logits = self.sums
+        log_sum = total.log()
+        return largest + log_sum - target_logits, log_sum - weighted / total
+
+
+def add_up(
+    logits: Tensor,
+    places: Tensor,
+    largest: Tensor,
+    total: Tensor,
+    weighted: Tensor,
+    target_logits: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The sums m, s, u and the targets' logits with one tile more. places: of the targets in it."""
+    logits = logits.float()
+    last = logits.shape[-1] - 1
+    found = logits.gather(-1, places.clamp(0, last).unsqueeze(-1)).squeeze(-1)
+    target_logits = torch.where((places >= 0) & (places <= last), found, target_logits)
+    logits = logits.clamp_min_(MASKED)  # behind the targets: a masked one has no finite NLL
+    now = torch.maximum(largest, logits.amax(-1))
+    risen = largest - now
+    shifted = logits.sub_(now.unsqueeze(-1))
+    powers = shifted.exp()
+    weighted = risen.exp() * (weighted + total * risen) + shifted.mul_(powers).sum(-1)
+    total = total * risen.exp() + powers.sum(-1)
+    return now, total, weighted, target_logits
+
+
+@cache
+def fused() -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """`add_up` compiled: two passes over a tile of bf16 logits instead of ten over one in fp32."""
+    compiled: Callable[..., Any] = torch.compile(add_up, dynamic=True)
+    return compiled
+
+
+def token_nll_and_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """NLL of the target and entropy at each position, in fp32 whatever the logits' type.
+
+    logits: [positions, vocabulary]; targets: [positions], token ids. Results: [positions], nats.
+    """
+    statistics = Statistics(targets)
+    statistics.add(logits.clone())
+    return statistics.nll_and_entropy()
+
+
+class SampleScorer:
+    """Scores batches of encoded samples with one model, on the device that holds it.
+
+    rating_tokens: None scores NLL and entropy; else ratings by these tokens (rating.py).
+    adapter: whether the model's LoRA adapter is on; None: it has none.
+    packed: whether the model takes samples without padding; operations: of its matrix products, as
+    `operations_per_token` gives them.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        rating_tokens: list[int] | None = None,
+        adapter: bool | None = None,
+    ) -> None:
+        self.model = model
+        self.rating_tokens = rating_tokens
+        self.adapter = adapter
+        self.device = next(model.parameters()).device
+        self.slice = SLICE_POSITIONS[self.device.type]
+        row = TILE_BYTES[self.device.type] // self.slice
+        self.head = own_head(model, row // model.dtype.itemsize)
+        self.packed = self.head is not None and pack(model)
+        self.operations = operations_per_token(model)
+
+    @torch.inference_mode()
+    def score(self, batch: Batch) -> Tensor:
+        """Mean NLL and mean entropy of each sample's response tokens, or its rating.
+
+        fp64 [2, samples], nats, or [1, samples]; on the device, where it may still be under way.
+        """
+        if self.adapter is not None:
+            (self.model.enable_adapters if self.adapter else self.model.disable_adapters)()
+        if self.head is None:
+            scored = [self._measure(*logits) for logits in self._full_logits(batch)]
+        else:
+            hidden = self._hidden(batch)[batch.contexts].split(self.slice)
+            targets = batch.targets.split(self.slice)
+            scored = [
+                self._measure_tiles(self.head, some, their)
+                for some, their in zip(hidden, targets, strict=True)
+            ]
+        return _mean_by_row(torch.cat(scored, dim=1), batch)
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        """Last hidden states, [tokens, width]."""
+        if self.packed:
+            return packed_hidden(self.model, batch)
+        # Padding stands on the right of a causal model: no token that counts sees it, and without
+        # an attention mask the fast causal kernel runs.
+        tokens, where = batch.padded()
+        hidden = self.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+        return hidden.flatten(0, 1)[where]
+
+    def _measure_tiles(self, head: list[Tile], hidden: Tensor, targets: Tensor) -> Tensor:
+        """[measures, positions]. hidden: [positions, width] before each target."""
+        if self.rating_tokens is not None:  # at one position a sample: its whole logits are few
+            logits = torch.cat([tile.logits(hidden) for tile in head], -1)
+            return self._measure(logits, targets)
+        statistics = Statistics(targets)
+        for tile in head:
+            statistics.add(tile.logits(hidden), tile.first)
+        return torch.stack(statistics.nll_and_entropy())
+
+    def _measure(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """[measures, positions]. logits: [positions, vocabulary]."""
+        if self.rating_tokens is not None:
+            return token_rating(logits[:, self.rating_tokens])[None]
+        return torch.stack(token_nll_and_entropy(logits, targets))
+
+    def _full_logits(self, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+        """For a model whose head can't be called alone: its own logits, one sample at a time."""
+        counts = batch.counts.tolist()
+        contexts = (batch.contexts - batch.starts[batch.rows]).split(counts)
+        samples = batch.tokens.split(batch.lengths)
+        targets = batch.targets.split(counts)
+        for tokens, where, their in zip(samples, contexts, targets, strict=True):
+            logits = self.model(input_ids=tokens[None], use_cache=False).logits
+            yield logits[0, where], their
+
+
+def _mean_by_row(values: Tensor, batch: Batch) -> Tensor:
+    # fp64: a sum over thousands of tokens shouldn't round, and its order shouldn't matter.
+    shape = (len(values), len(batch.counts))
+    sums = torch.zeros(shape, dtype=torch.float64, device=values.device)
+    return sums.index_add_(1, batch.rows, values.double()) / batch.counts

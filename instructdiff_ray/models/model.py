@@ -1,0 +1,235 @@
+"""Models on disk or on the hub: checked, identified, loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from httpx2 import HTTPError
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from instructdiff_ray.config.data import ModelConfig
+from instructdiff_ray.errors import DamagedFile, UserError
+from instructdiff_ray.storage.artifacts import make_key
+from instructdiff_ray.storage.filesystem import Folder, absolute, is_uri
+from instructdiff_ray.storage.local_copy import local_copy
+
+# Transformers and torch are imported where they are needed: they take seconds and hundreds of MiB,
+# and not every process that is told of a model loads something of it.
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+# The files that determine what a model folder computes and how it reads text.
+CONTENT = (".safetensors", ".json", ".jinja", ".model", ".txt", ".py")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that was found and checked.
+
+    path: local folder, URI, or hub name; revision: a hub model's commit.
+    identity: short hash of the weights and everything else that a folder holds, or of a hub
+        model's name and commit.
+    max_length: positions that the model can attend over; None where its config has no limit.
+    digest: what `folder_identity` gave when the folder was written; None for one that is not ours.
+    adapter: folder of the LoRA adapter that makes this model of the one at `path`; the digest is
+        its.
+    """
+
+    path: str
+    revision: str | None
+    trust_remote_code: bool
+    identity: str
+    max_length: int | None
+    digest: str | None = None
+    adapter: str | None = None
+
+    @property
+    def trained(self) -> str:
+        """Where what was trained is: the model's folder, or its adapter's."""
+        return self.adapter or self.path
+
+    def check(self) -> None:
+        """Raises DamagedFile where a folder of ours is not what was written; it is deleted."""
+        folder = self.trained
+        if self.digest is None or folder_identity(local_copy(folder)) == self.digest:
+            return
+        if is_uri(folder):  # this machine's copy, or what it is a copy of?
+            shutil.rmtree(local_copy(folder))
+            if folder_identity(local_copy(folder)) == self.digest:
+                return
+        Folder(folder).delete()
+        raise DamagedFile(f"{folder} was damaged and is deleted; the same command trains it anew")
+
+    def family(self) -> str:
+        """Its architecture; models of one family and one tokenizer see samples alike."""
+        return str(self._config().model_type)
+
+    def vocabulary(self) -> dict[str, int]:
+        """The tokenizer's words and their numbers."""
+        return self.load_tokenizer().get_vocab()
+
+    def parameters(self) -> int:
+        """How many it has, from its configuration alone."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                self._config(), trust_remote_code=self.trust_remote_code
+            )
+        return int(model.num_parameters())
+
+    def _config(self) -> PreTrainedConfig:
+        from transformers import AutoConfig
+
+        return AutoConfig.from_pretrained(
+            local_copy(self.path),
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(
+            local_copy(self.path),
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+        )
+        if not tokenizer.is_fast:
+            raise UserError(
+                f"model.base={self.path} has no fast tokenizer (tokenizer.json); convert it with"
+                " transformers' `convert_slow_tokenizer`, the character spans of tokens are needed"
+            )
+        return tokenizer
+
+    def load(self, precision: str, device: torch.device | None = None) -> PreTrainedModel:
+        """The model in evaluation mode, from safetensors only (no pickle is read).
+
+        precision: fp32 | bf16.
+        """
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(
+            local_copy(self.path),
+            revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
+            use_safetensors=True,
+            dtype=DTYPES[precision],
+        )
+        if self.adapter:
+            model.load_adapter(local_copy(self.adapter))
+        # Loaded and then moved: a device map would need accelerate's hooks in every forward pass.
+        model = model.eval()
+        return model if device is None else model.to(device)
+
+
+def find_model(config: ModelConfig, setting: str = "model.base") -> Model:
+    """Find and check the model that the configuration names; `setting` is where it does.
+
+    Raises UserError in one line where it is missing, has no weights or no tokenizer.
+    """
+    try:
+        return _find(config)
+    except UserError as error:
+        raise UserError(str(error).replace("model.base", setting)) from None
+
+
+def _find(config: ModelConfig) -> Model:
+    path = config.base
+    if not path:
+        raise UserError(
+            "model.base is not set; name a Hugging Face folder or a hub model, such as"
+            " model.base=Qwen/Qwen2.5-7B"
+        )
+    path = os.path.expanduser(path)
+    if is_uri(path) or os.path.isdir(path):
+        folder = absolute(path)
+        return _found(folder, None, config.trust_remote_code, folder_identity(local_copy(folder)))
+    if path.startswith(("/", ".")) or os.path.isfile(path) or path.count("/") > 1:
+        raise UserError(f"model.base={path} is no folder; name a Hugging Face model folder")
+    commit, names = _hub_commit(path, config.revision)
+    _check_files(path, names)
+    identity = make_key(hub=path, revision=commit)
+    return _found(path, commit, config.trust_remote_code, identity)
+
+
+def _hub_commit(name: str, revision: str | None) -> tuple[str, set[str]]:
+    """The commit that the revision stands for now, and the files in it.
+
+    All workers load this commit, whatever is pushed meanwhile, and the keys name it. Offline, it is
+    what the local hub cache holds.
+    """
+    try:
+        if constants.HF_HUB_OFFLINE:
+            folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+            return folder.name, {path.name for path in folder.iterdir()}
+        info = HfApi().model_info(name, revision=revision)
+    except (OSError, HTTPError, HfHubHTTPError, HFValidationError) as error:
+        raise UserError(
+            f"model.base={name} is neither a folder here nor a hub model that can be reached"
+            f" ({_first_line(error)})"
+        ) from None
+    return str(info.sha), {file.rfilename for file in info.siblings or []}
+
+
+def _found(path: str, revision: str | None, trust: bool, identity: str) -> Model:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(
+            local_copy(path), revision=revision, trust_remote_code=trust
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.base={path} can't be loaded: {_first_line(error)}") from None
+    max_length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return Model(path, revision, trust, identity, max_length)
+
+
+def folder_identity(folder: str) -> str:
+    """Short hash of all that a model folder's files hold. UserError where it is no such folder."""
+    files = sorted(p for p in Path(folder).iterdir() if p.suffix in CONTENT and p.is_file())
+    _check_files(folder, {path.name for path in files})
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
+        digests = list(pool.map(_known_digest, files))
+    return make_key(files={p.name: digest for p, digest in zip(files, digests, strict=True)})
+
+
+def _check_files(path: str, names: set[str]) -> None:
+    if "config.json" not in names:
+        raise UserError(f"model.base={path} has no config.json; name a Hugging Face model folder")
+    if not any(name.endswith(".safetensors") for name in names):
+        raise UserError(
+            f"model.base={path} has no weights (*.safetensors); other formats are not read, save"
+            " it again with `save_pretrained(safe_serialization=True)`"
+        )
+    if "tokenizer.json" not in names:
+        raise UserError(f"model.base={path} has no tokenizer.json; save its tokenizer there")
+
+
+def _known_digest(path: Path) -> str:
+    status = path.stat()
+    return _file_digest(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)  # the runs of a sweep share a process, and a model's files are large
+def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]

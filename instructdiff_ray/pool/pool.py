@@ -1,0 +1,245 @@
+"""The pool: all valid samples of the source files, as an artifact, and how its rows are read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+from ray.data.exceptions import ExecutionTimeoutError
+from ray.exceptions import RayError
+
+from instructdiff_ray.errors import UserError, user_error_in
+from instructdiff_ray.pool.partition import id_array
+from instructdiff_ray.pool.sampling import draw
+from instructdiff_ray.storage.artifacts import Finished
+from instructdiff_ray.storage.filesystem import Folder
+
+PARTS = pa.list_(pa.struct([("kind", pa.string()), ("text", pa.string())]))
+POOL = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("domain", pa.string()),
+        ("parts", PARTS),
+        ("tokens", pa.int32()),
+        ("response_tokens", pa.int32()),
+        ("instruction_tokens", pa.int32()),
+        ("truncated", pa.bool_()),
+        ("source", pa.large_string()),
+        ("file", pa.string()),
+        ("line", pa.int64()),
+    ]
+)
+REJECTS = pa.schema(
+    [
+        ("file", pa.string()),
+        ("line", pa.int64()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("source", pa.large_string()),
+    ]
+)
+# One row a sample, sorted by sample_id: all that the driver needs to sample, align and select. A
+# row group holds a bucket. `tokens` counts all that a model sees, `instruction_tokens` the question
+# without the template.
+INDEX = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("domain", pa.dictionary(pa.int32(), pa.string())),
+        ("tokens", pa.int32()),
+        ("response_tokens", pa.int32()),
+        ("instruction_tokens", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A share of a pool, drawn by a hash of the ids, or the rest of it.
+
+    A sample stays on its side when the pool grows.
+    """
+
+    ratio: float
+    seed: int
+    held_out: bool
+
+    def mask(self, index: pa.Table) -> np.ndarray:
+        """Which rows of the index are in it."""
+        limit, key = int(self.ratio * 2**64), f"split {self.seed}"
+        # Kept duplicates, `<id>-1` and so on, stay together.
+        draws = (draw(i.partition("-")[0], key) for i in index["sample_id"].to_pylist())
+        return np.array([(number < limit) == self.held_out for number in draws], dtype=bool)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A finished pool, or a part of one.
+
+    folder: holds `index.parquet` and the part files; parts, rejects: their names, in source order.
+    digest: hash of all (sample_id, domain), whatever their order: the pool's identity downstream,
+        so that moving or reordering files repeats no model's work.
+    counts: read, rejected by reason, pool, truncated.
+    split: None: all of it.
+    """
+
+    folder: Folder
+    key: str
+    digest: str
+    parts: list[str]
+    rejects: list[str]
+    counts: dict[str, Any]
+    split: Split | None = None
+
+    def index(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The index, or some columns of it, a bucket at a time, in the order of sample_id."""
+        if self.split is None:
+            yield from self.folder.read_row_groups("index.parquet", columns)
+            return
+        wanted = columns or INDEX.names
+        for table in self.folder.read_row_groups("index.parquet", ["sample_id", *wanted]):
+            part = table.filter(pa.array(self.split.mask(table)))
+            if part.num_rows:
+                yield part.select(wanted)
+
+    def divide(self, ratio: float, seed: int) -> tuple[Pool, Pool]:
+        """About `ratio` of the pool, held out, and the rest. UserError where one is empty."""
+        parts = []
+        for held_out in (True, False):
+            split = Split(ratio, seed, held_out)
+            digest = hashlib.sha256(f"{self.digest} {split}".encode()).hexdigest()[:16]
+            part = replace(self, digest=digest, split=split)
+            count = sum(table.num_rows for table in part.index(["sample_id"]))
+            if not count:
+                raise UserError(
+                    f"a pool of {len(self):,} samples can't be divided at evaluate.holdout={ratio};"
+                    " it needs some on both sides"
+                )
+            parts.append(replace(part, counts={**self.counts, "pool": count}))
+        return parts[0], parts[1]
+
+    def ids(self) -> Iterator[str]:
+        """Every sample_id, in order."""
+        for table in self.index(["sample_id"]):
+            yield from table["sample_id"].to_pylist()
+
+    def domains(self) -> dict[str, int]:
+        """Samples of each domain, by its name, in the names' order."""
+        counted: Counter[str] = Counter()
+        for table in self.index(["domain"]):
+            for one in pc.value_counts(table["domain"].cast(pa.string())).to_pylist():
+                counted[one["values"]] += one["counts"]
+        return dict(sorted(counted.items()))
+
+    def ids_of(self, wanted: Callable[[str], bool]) -> Iterator[str]:
+        """Every sample_id of the wanted domains, in order."""
+        for table in self.index(["sample_id", "domain"]):
+            names = table["domain"].to_pylist()
+            for sample_id, name in zip(table["sample_id"].to_pylist(), names, strict=True):
+                if wanted(name):
+                    yield sample_id
+
+    def __len__(self) -> int:
+        return int(self.counts["pool"])
+
+
+def open_pool(finished: Finished, key: str) -> Pool:
+    """The pool of a finished artifact."""
+    info = finished.info
+    return Pool(
+        finished.folder, key, info["digest"], info["parts"], info["rejects"], info["counts"]
+    )
+
+
+class KeepIds:
+    """Keeps the rows whose sample_id is among `ids` (a reference to sorted ids)."""
+
+    def __init__(self, ids: ray.ObjectRef) -> None:
+        self.ids = ids
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return batch.filter(pa.array(among(id_array(batch), ray.get(self.ids))))
+
+
+def of_domain(index: pa.Table, domain: str) -> np.ndarray:
+    """A mask: which rows of the index are of this domain."""
+    mask = pc.equal(index["domain"].cast(pa.string()), domain)
+    return np.asarray(mask.to_numpy(zero_copy_only=False))
+
+
+def among(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+    """A mask: which `values` are in `ordered`. It is sorted, so a block costs no sort of it all."""
+    if not len(ordered):
+        return np.zeros(len(values), dtype=bool)
+    places = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
+    return np.asarray(ordered[places] == values)
+
+
+def pool_rows(pool: Pool, sample_ids: Iterable[str], columns: list[str]) -> Iterator[pa.Table]:
+    """These rows of the pool, in source order, streamed: filtered where they are read."""
+    ids = ray.put(np.array(sorted(sample_ids), dtype="S"))
+    dataset = read_pool(pool, columns).map_batches(
+        KeepIds(ids), batch_size=None, batch_format="pyarrow"
+    )
+    dataset.context.execution_options.preserve_order = True
+    for table in stream(dataset):
+        if table.num_rows:
+            yield table.select(columns)
+
+
+def read_pool(pool: Pool, columns: list[str]) -> ray.data.Dataset:
+    """The pool's parts as a Ray dataset, in source order where order is preserved."""
+    items = [{"part": name} for name in pool.parts]
+    read = partial(read_part, folder=pool.folder, columns=columns)
+    return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        read, batch_size=1
+    )
+
+
+def read_part(batch: dict[str, Any], folder: Folder, columns: list[str]) -> pa.Table:
+    """One part, of a few thousand rows. Ray's own reader starts dozens of actors to look into
+    footers first, which takes longer than these parts take to read."""
+    return folder.read_table(str(batch["part"][0]), columns)
+
+
+def stream(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
+    """The dataset's blocks as they are made; the driver holds one at a time.
+
+    A UserError that a worker raised, or the end of a machine's disk or memory, is a UserError here.
+    """
+    try:
+        for table in dataset.iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=0
+        ):
+            assert isinstance(table, pa.Table)
+            yield table
+    except (RayError, ExecutionTimeoutError) as error:
+        if told := user_error_in(error):
+            raise told from error
+        raise
+
+
+def check_rejects(pool: Pool, limit: float, more: Mapping[str, int] | None = None) -> None:
+    """Raises UserError where more than this share of all rows read was rejected.
+
+    more: rejects of later stages, by reason. Duplicates don't count: nothing is wrong with them.
+    """
+    rejected = Counter(pool.counts["rejected"]) + Counter(more or {})
+    bad = {reason: count for reason, count in rejected.items() if reason != "duplicate"}
+    read = pool.counts["read"]
+    if sum(bad.values()) > limit * read:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in bad.items())
+        raise UserError(
+            f"{sum(bad.values()):,} of {read:,} rows were rejected ({reasons}), more than"
+            f" data.max_reject_ratio={limit:g}; look at {pool.folder.path}/rejects-*.parquet (and"
+            " for what could not be scored at the like in storage/pieces), and raise it if they"
+            " may go"
+        )

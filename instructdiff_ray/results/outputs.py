@@ -1,0 +1,175 @@
+"""What a run leaves in its folder: selection, ranking, rejects, summary, configuration, report.
+
+`summary.json` is deleted first and written last: a folder that has one is complete.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+
+from instructdiff_ray.pool.dedup import reject_row
+from instructdiff_ray.pool.pool import REJECTS, pool_rows
+from instructdiff_ray.results.report import LABELS, Example, render_report
+from instructdiff_ray.sample import Reject
+from instructdiff_ray.selection.ranking import Ranking, selected_ids
+from instructdiff_ray.selection.select import ABOVE, BELOW, NOT_TOP, SELECTED
+from instructdiff_ray.storage.filesystem import Folder, open_filesystem
+
+SUMMARY = "summary.json"
+EXAMPLES_EACH = 4
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One round's result. config_yaml: the resolved configuration."""
+
+    ranking: Ranking
+    summary: dict[str, Any]
+    config_yaml: str
+
+
+def write_outputs(folder: Folder, outcome: Outcome) -> None:
+    """Write all files of one round into `folder` but the summary, which makes them complete."""
+    folder.delete(SUMMARY)
+    ranking = outcome.ranking
+    picks = _examples(ranking)
+    rows = write_ranking(folder, ranking, {row for rows in picks.values() for row in rows})
+    parts = _write_selected(folder, ranking, {row["sample_id"] for row in rows.values()})
+    examples = {
+        heading: [
+            _example(rows[place], ranking.criteria.measures, parts[rows[place]["sample_id"]])
+            for place in places
+        ]
+        for heading, places in picks.items()
+    }
+    _write_rejects(folder, ranking)
+    folder.write_bytes("config.yaml", outcome.config_yaml.encode())
+    page = render_report(outcome.summary, ranking.table, outcome.config_yaml, examples)
+    folder.write_bytes("report/index.html", page.encode())
+
+
+def start_run_folder(folder: Folder) -> None:
+    """Make way in a folder that an earlier run has left: nothing of it passes for the new one's."""
+    folder.delete(SUMMARY)
+    for name in {name.split("/")[0] for name in folder.sizes() if name.startswith("round-")}:
+        folder.delete(name)
+
+
+def copy_outputs(source: Folder, target: Folder) -> None:
+    """Show one round's outputs at the top of the run's folder."""
+    target.delete(SUMMARY)
+    for name in source.sizes():
+        if name != SUMMARY:
+            _copy(source, target, name)
+    summary = source.read_bytes(SUMMARY)
+    assert summary is not None
+    target.write_bytes(SUMMARY, summary)
+
+
+def _copy(source: Folder, target: Folder, name: str) -> None:
+    fs, path = open_filesystem(source.sub(name).path)
+    _, place = open_filesystem(target.sub(name).path)
+    fs.create_dir(place.rsplit("/", 1)[0], recursive=True)
+    pafs.copy_files(path, place, source_filesystem=fs, destination_filesystem=fs)
+
+
+def write_ranking(folder: Folder, ranking: Ranking, wanted: set[int]) -> dict[int, dict[str, Any]]:
+    """Write `ranking.parquet`; gives the rows whose places in it are wanted."""
+    found, start = {}, 0
+    with folder.open_table("ranking.parquet", ranking.schema) as write:
+        for rows in ranking.rows():
+            write(rows)
+            for place in wanted:
+                if start <= place < start + rows.num_rows:
+                    (found[place],) = rows.slice(place - start, 1).to_pylist()
+            start += rows.num_rows
+    return found
+
+
+def _write_selected(
+    folder: Folder, ranking: Ranking, examples: set[str]
+) -> dict[str, list[dict[str, str]]]:
+    """Write `selected.jsonl`, source rows in source order; gives the parts of the examples."""
+    selected = set(selected_ids(ranking))
+    written, parts = 0, {}
+    columns = ["sample_id", "source", "parts"]
+    with folder.open_output("selected.jsonl") as stream:
+        for table in pool_rows(ranking.pool, selected | examples, columns):
+            for row in table.to_pylist():
+                if row["sample_id"] in selected:
+                    stream.write(row["source"].encode() + b"\n")
+                    written += 1
+                if row["sample_id"] in examples:
+                    parts[row["sample_id"]] = row["parts"]
+    assert written == len(selected), f"{written} of {len(selected)} selected rows were found"
+    return parts
+
+
+def _write_rejects(folder: Folder, ranking: Ranking) -> None:
+    """Write `rejects.jsonl`: what ingest rejected, then what could not be scored."""
+    pool = ranking.pool
+    with folder.open_output("rejects.jsonl") as stream:
+        for name in pool.rejects:
+            for row in pool.folder.read_table(name).select(REJECTS.names).to_pylist():
+                stream.write(_json_line(row))
+        unscored = {row["sample_id"]: row for row in ranking.rejected.to_pylist()}
+        if not unscored:
+            return
+        for table in pool_rows(pool, unscored, ["sample_id", "file", "line", "source"]):
+            for row in table.to_pylist():
+                why = unscored[row["sample_id"]]
+                reject = Reject(why["reason"], why["detail"])
+                stream.write(_json_line(reject_row({**row, "text": row["source"]}, reject)))
+
+
+def _json_line(row: dict[str, Any]) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+
+
+def _headings(ranking: Ranking) -> dict[str, tuple[str, str, str]]:
+    """Heading of the examples in the report → fate, column to sort by, order."""
+    if not ranking.criteria.strategy.calibrates:
+        highest = ranking.criteria.strategy.end == "highest"
+        first, last = ("descending", "ascending") if highest else ("ascending", "descending")
+        return {"Selected": (SELECTED, "value", first), "Not selected": (NOT_TOP, "value", last)}
+    return {
+        "Selected: lowest ΔH in the band": (SELECTED, "delta_entropy", "ascending"),
+        "Left in the band: highest ΔH": (NOT_TOP, "delta_entropy", "descending"),
+        "Below the band: lowest ΔNLL": (BELOW, "delta_nll", "ascending"),
+        "Above the band: highest ΔNLL": (ABOVE, "delta_nll", "descending"),
+    }
+
+
+def _examples(ranking: Ranking) -> dict[str, list[int]]:
+    """Places in the ranking of the rows to show under each heading."""
+    table = ranking.table.append_column("place", pa.array(np.arange(ranking.table.num_rows)))
+    picks = {}
+    for heading, (fate, column, order) in _headings(ranking).items():
+        rows = table.filter(pc.equal(table["fate"], fate)).select([column, "place"])
+        keys = [(column, order), ("place", "ascending")]
+        first = pc.select_k_unstable(rows, EXAMPLES_EACH, sort_keys=keys)
+        picks[heading] = rows.take(first)["place"].to_pylist()
+    return {heading: places for heading, places in picks.items() if places}
+
+
+def _example(row: dict[str, Any], measures: Sequence[str], parts: list[dict[str, str]]) -> Example:
+    return Example(
+        sample_id=row["sample_id"],
+        domain=row["domain"],
+        fate=row["fate"],
+        measures={label: row[name] for name, label in LABELS.items() if name in measures},
+        prompt=_text(part["text"] for part in parts[:-1]),
+        response=parts[-1]["text"],
+    )
+
+
+def _text(texts: Iterable[str]) -> str:
+    return "\n\n".join(texts)

@@ -1,0 +1,147 @@
+"""Artifacts: folders under one root that are finished or absent.
+
+A key names the result by all that determines it. The files of an attempt at an artifact go to a
+folder of the attempt's own, and `manifest.json`, written last and at once, names the attempt that
+finished. So nothing needs a rename of a folder (object stores have none), a killed writer leaves
+nothing that is taken for finished, and two runs that make the same artifact at the same time both
+succeed: the later manifest wins, and either result is right.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from instructdiff_ray.errors import UserError
+from instructdiff_ray.storage.filesystem import Folder, is_uri, join
+
+MANIFEST = "manifest.json"
+
+
+def make_key(**inputs: Any) -> str:
+    """16 hex digits that stand for `inputs` (JSON values): equal inputs, equal key."""
+    text = json.dumps(inputs, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished artifact: its folder, and what its maker noted in the manifest."""
+
+    folder: Folder
+    info: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """The place of one artifact, `root/kind/key`, finished or absent."""
+
+    home: Folder
+    kind: str
+    key: str
+
+    def finished(self) -> Finished | None:
+        """The artifact where it is complete; None where it is absent or damaged.
+
+        Complete means that every file that the manifest lists is there in its full size.
+        """
+        raw = self.home.read_bytes(MANIFEST)
+        if raw is None:
+            return None
+        try:
+            manifest = json.loads(raw)
+            folder = self.home.sub(manifest["attempt"])
+            files, info = manifest["files"].items(), manifest["info"]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
+        present = folder.sizes()
+        if any(present.get(name) != size for name, size in files):
+            return None
+        return Finished(folder, info)
+
+    @contextmanager
+    def turn(self, say: Callable[[str], None]) -> Iterator[Finished | None]:
+        """The finished artifact, or None for the one run whose turn it is to make it.
+
+        Another run that wants the same waits until the first has finished or died. In an object
+        store, where nothing can be locked, both make it, and either result is right.
+        """
+        found = self.finished()
+        if found or is_uri(self.home.path):
+            yield found
+            return
+        os.makedirs(self.home.path, exist_ok=True)
+        lock = FileLock(join(self.home.path, ".lock"))  # a process that dies lets it go
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            say(f"another run makes {self.kind}/{self.key}; waiting for it")
+            lock.acquire()
+        try:
+            yield self.finished()
+        finally:
+            lock.release()
+
+    @contextmanager
+    def attempt(self) -> Iterator[Attempt]:
+        """Make the artifact: write into the attempt's folder, then call its `finish`.
+
+        A body that raises leaves no trace; one that is killed leaves a folder that nothing reads.
+        """
+        attempt = Attempt(self, self.home.sub(f"attempt-{uuid.uuid4().hex[:12]}"))
+        with ExitStack() as undo:
+            undo.callback(attempt.folder.delete)
+            yield attempt
+            undo.pop_all()
+
+    def require(self, what: str, hint: str) -> Finished:
+        """The finished artifact, or a UserError that says how to make it."""
+        finished = self.finished()
+        if finished is None:
+            raise UserError(
+                f"{what} is not in storage for this configuration ({self.kind}/{self.key}); {hint}"
+            )
+        return finished
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at making an artifact; `folder` is its own."""
+
+    artifact: Artifact
+    folder: Folder
+
+    def finish(self, inputs: Mapping[str, Any], info: Mapping[str, Any]) -> Finished:
+        """Mark the artifact finished. inputs: what its key was made of, noted for provenance."""
+        home = self.artifact.home
+        manifest = {
+            "kind": self.artifact.kind,
+            "key": self.artifact.key,
+            "inputs": inputs,
+            "attempt": self.folder.path.rsplit("/", 1)[-1],
+            "files": self.folder.sizes(),
+            "info": info,
+        }
+        home.write_json(MANIFEST, manifest)
+        return Finished(self.folder, info)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The root under which all artifacts live; an absolute local path or a URI."""
+
+    root: str
+
+    def folder(self, *names: str) -> Folder:
+        return Folder(join(self.root, *names))
+
+    def artifact(self, kind: str, key: str) -> Artifact:
+        return Artifact(self.folder(kind, key), kind, key)

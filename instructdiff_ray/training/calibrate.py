@@ -1,0 +1,116 @@
+"""Calibrate: fine-tune the base model lightly, with Ray Train and the transformers Trainer.
+
+Full-parameter SFT with loss on the responses only (paper, §4.1): AdamW, cosine decay, a share of
+the steps as learning-rate warm-up, gradient clipping.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import pyarrow as pa
+
+from instructdiff_ray.config.cluster import TrainResources
+from instructdiff_ray.config.run import Config
+from instructdiff_ray.models.encoding import Rendering
+from instructdiff_ray.models.model import Model
+from instructdiff_ray.pool.pool import Pool, pool_rows
+from instructdiff_ray.progress import Progress, Stage
+from instructdiff_ray.storage.artifacts import Artifact, Finished, Storage, make_key
+from instructdiff_ray.storage.filesystem import Folder
+from instructdiff_ray.training.launch import TrainTask, fit
+
+VERSION = 2  # of what this stage computes; raise it when the same input gives another model
+
+
+def model_artifact(
+    config: Config, base: Model, sample_ids: list[str], storage: Storage
+) -> tuple[Artifact, dict[str, Any]]:
+    """Where the model calibrated on these samples is or will be, and what its key is made of."""
+    hyper = asdict(config.calibrate)
+    # None changes what is learned: α and the domain only chose the samples, checkpointing only
+    # saves memory, and the length is in the rendering.
+    for name in ("ratio", "gradient_checkpointing", "max_length", "per_domain"):
+        del hyper[name]
+    inputs = {
+        "version": VERSION,
+        "base": base.identity,
+        "rendering": Rendering.of(config, base).inputs(),
+        "samples": make_key(ids=sorted(sample_ids)),
+        "hyper_parameters": hyper,
+        "precision": config.cluster.precision,
+        "seed": config.seed,
+    }
+    return storage.artifact("models", make_key(**inputs)), inputs
+
+
+def calibrated_model(base: Model, finished: Finished, key: str) -> Model:
+    """The model of a finished artifact."""
+    # The key says what was trained, the weights which training it was: on GPUs no two give the same
+    # to the last bit, and scores of two must not be mixed.
+    weights = finished.info["weights"]
+    own = replace(base, identity=f"{key}/{weights}", digest=weights)
+    folder = finished.folder.sub("model").path
+    if finished.info["adapter"]:
+        return replace(own, adapter=folder)
+    return replace(own, path=folder, revision=None)
+
+
+def calibrate(
+    config: Config,
+    pool: Pool,
+    base: Model,
+    sample_ids: list[str],
+    storage: Storage,
+    progress: Progress,
+    stage: str = "calibrate",
+) -> Model:
+    """The base model fine-tuned on these samples of the pool, from storage or trained now.
+
+    stage: what the run's lines call it.
+    """
+    artifact, inputs = model_artifact(config, base, sample_ids, storage)
+    checkpoints = _checkpoints(artifact.key, config.cluster.train, storage)
+    with artifact.turn(progress.say) as finished:
+        if finished is None:
+            with artifact.attempt() as attempt, progress.stage(stage, "steps") as steps:
+                scratch = attempt.folder.sub("scratch")
+                rows = pool_rows(pool, sample_ids, ["sample_id", "parts"])
+                scratch.write_table("train.parquet", pa.concat_tables(rows).sort_by("sample_id"))
+                weights = _train(config, base, scratch, attempt.folder, checkpoints, steps)
+                scratch.delete()
+                adapter = config.calibrate.lora_rank is not None
+                info = {"samples": len(sample_ids), "weights": weights, "adapter": adapter}
+                finished = attempt.finish(inputs, info)
+        checkpoints.home.delete()  # also those of a run that died when it had just finished
+    return calibrated_model(base, finished, artifact.key)
+
+
+def _train(
+    config: Config,
+    base: Model,
+    samples: Folder,
+    target: Folder,
+    checkpoints: Artifact,
+    steps: Stage,
+) -> str:
+    """Trains a model into `target/model`; gives the identity of its weights."""
+    task = TrainTask(
+        model=base,
+        rendering=Rendering.of(config, base),
+        calibrate=config.calibrate,
+        resources=config.cluster.train,
+        precision=config.cluster.precision,
+        seed=config.seed,
+        samples=samples,
+        target=target.sub("model"),
+        checkpoints=checkpoints,
+    )
+    return fit(task, steps)
+
+
+def _checkpoints(key: str, resources: TrainResources, storage: Storage) -> Artifact:
+    """Where a training leaves its checkpoints; they serve as many workers as wrote them."""
+    layout = {"workers": resources.workers, "fsdp": resources.fsdp}
+    return storage.artifact("checkpoints", make_key(model=key, **layout))

@@ -1,0 +1,132 @@
+"""Training with Ray Train, as the driver sees it; what a worker does is in trainer.py."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchTrainer
+
+from instructdiff_ray.config.cluster import TrainResources
+from instructdiff_ray.config.training import CalibrateConfig
+from instructdiff_ray.errors import user_error_in
+from instructdiff_ray.models.encoding import Rendering
+from instructdiff_ray.models.model import Model
+from instructdiff_ray.progress import Stage
+from instructdiff_ray.storage.artifacts import Artifact
+from instructdiff_ray.storage.filesystem import Folder
+
+DIGEST = "digest.json"  # in the samples' folder: identity of the model that was saved
+# Times that a worker may die or fail before the training is given up; machines that are taken back
+# are not counted.
+MAX_FAILURES = 3
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """All that a training worker is told.
+
+    samples: folder that holds `train.parquet` (sample_id, parts), and what Ray Train keeps;
+    target: folder that takes the finished model, a Hugging Face folder;
+    checkpoints: the artifact that takes checkpoints, and that a training goes on from.
+    """
+
+    model: Model
+    rendering: Rendering
+    calibrate: CalibrateConfig
+    resources: TrainResources
+    precision: str
+    seed: int
+    samples: Folder
+    target: Folder
+    checkpoints: Artifact
+
+
+def fit(task: TrainTask, stage: Stage) -> str:
+    """Train, leave the model in `task.target` and give its identity.
+
+    The stage counts optimizer steps. A worker that dies is started again, with all others, from the
+    last checkpoint.
+    """
+    gpus = task.resources.gpus_per_worker
+    with _mailbox(stage) as mailbox:
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={"task": task, "mailbox": mailbox},
+            scaling_config=ScalingConfig(
+                num_workers=task.resources.workers,
+                use_gpu=bool(gpus),
+                resources_per_worker={"CPU": 1, **({"GPU": gpus} if gpus else {})},
+            ),
+            run_config=RunConfig(
+                name="ray-train",
+                storage_path=task.samples.path,
+                failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            ),
+        )
+        try:
+            trainer.fit()
+        except TrainingFailedError as error:
+            if told := user_error_in(error):
+                raise told from error
+            raise
+    return str(json.loads(task.samples.read_bytes(DIGEST) or b""))
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """One Ray Train worker. The Trainer takes seconds to import: here, where it is needed, and not
+    in the driver and Ray's controller, which come by this module too."""
+    from instructdiff_ray.training.worker import train
+
+    train(config["task"], config["mailbox"])
+
+
+@ray.remote(num_cpus=0)
+class Mailbox:
+    """Holds the last thing that a worker said."""
+
+    def __init__(self) -> None:
+        self.value: Any = None
+
+    def put(self, value: Any) -> None:
+        """Replace what is held."""
+        self.value = value
+
+    def get(self) -> Any:
+        """What was put last; None at first."""
+        return self.value
+
+
+@contextmanager
+def _mailbox(stage: Stage) -> Iterator[Any]:
+    """A mailbox that is looked into now and then while the block runs, and once more at its end."""
+    mailbox = Mailbox.remote()  # type: ignore[attr-defined]
+    done = threading.Event()
+
+    def look() -> None:
+        # Only news: that its machine was taken away must not fail a training that goes on.
+        with suppress(RayActorError):
+            if value := ray.get(mailbox.get.remote()):
+                step, stage.total, loss = value
+                stage.add(step - stage.count, note=f"loss {loss:.3f}")
+
+    def watch() -> None:
+        while not done.wait(0.5):
+            look()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield mailbox
+    finally:
+        done.set()
+        watcher.join()
+        look()
+        ray.kill(mailbox)

@@ -1,0 +1,92 @@
+"""The warm-up subset: of the right size, and the same for the same pool and seed."""
+
+from __future__ import annotations
+
+import random
+import re
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from instructdiff_ray.errors import UserError
+from instructdiff_ray.pool.sampling import floor_share, sample_warmup
+
+IDS = [f"{number:032x}" for number in range(1000)]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "count", "expected"),
+    [(0.29, 100, 29), (0.1, 1000, 100), (0.1, 1009, 100), (0.57, 100, 57), (1.0, 7, 7)],
+)
+def test_a_share_is_that_of_the_ratio_as_it_is_written(
+    ratio: float, count: int, expected: int
+) -> None:
+    assert floor_share(ratio, count) == expected
+
+
+@settings(deadline=None, max_examples=300, derandomize=True)
+@given(st.integers(0, 10**6), st.integers(0, 10**9))
+def test_a_share_is_exact_for_any_ratio_of_six_digits(millionths: int, count: int) -> None:
+    assert floor_share(millionths / 10**6, count) == count * millionths // 10**6
+
+
+@settings(deadline=None, max_examples=100, derandomize=True)
+@given(st.integers(1, 999), st.integers(1, 1000), st.integers(-(2**70), 2**70))
+def test_the_warmup_is_exactly_the_floor_of_alpha_n_of_the_pools_ids(
+    thousandths: int, size: int, seed: int
+) -> None:
+    expected = Fraction(thousandths, 1000) * size // 1
+    if expected == 0:
+        with pytest.raises(UserError):
+            sample_warmup(lambda: IDS[:size], thousandths / 1000, seed)
+        return
+    drawn = sample_warmup(lambda: IDS[:size], thousandths / 1000, seed)
+    assert len(drawn) == len(set(drawn)) == expected
+    assert set(drawn) <= set(IDS[:size])
+    assert drawn == sorted(drawn)
+
+
+def test_the_draw_does_not_depend_on_the_order_of_the_pool() -> None:
+    shuffled = random.Random(5).sample(IDS, len(IDS))
+    assert sample_warmup(lambda: shuffled, 0.1, 3) == sample_warmup(lambda: IDS, 0.1, 3)
+    assert sample_warmup(lambda: iter(IDS), 0.1, 3) == sample_warmup(lambda: IDS, 0.1, 3)
+
+
+def test_seeds_draw_different_samples_and_a_seed_always_the_same() -> None:
+    draws = [set(sample_warmup(lambda: IDS, 0.1, seed)) for seed in range(20)]
+    assert draws[0] == set(sample_warmup(lambda: IDS, 0.1, 0))
+    shared = [len(one & other) for i, one in enumerate(draws) for other in draws[:i]]
+    # Two draws of 100 of 1000 share 10 on average; that the chance is right shows in all pairs.
+    assert max(shared) < 30
+    assert 8 < sum(shared) / len(shared) < 12
+
+
+def test_every_id_has_the_same_chance() -> None:
+    counts = dict.fromkeys(IDS[:50], 0)
+    for seed in range(400):
+        for name in sample_warmup(lambda: IDS[:50], 0.2, seed):
+            counts[name] += 1
+    # Binomial(400, 0.2): 80 ± 8.
+    assert 40 < min(counts.values()) <= max(counts.values()) < 120
+
+
+def test_a_larger_share_holds_the_smaller_one() -> None:
+    assert set(sample_warmup(lambda: IDS, 0.1, 3)) < set(sample_warmup(lambda: IDS, 0.3, 3))
+
+
+@settings(deadline=None, max_examples=200, derandomize=True)
+@given(st.integers(1, 2000))
+def test_where_alpha_leaves_no_sample_the_advice_is_enough(size: int) -> None:
+    ids = [""] * size
+    with pytest.raises(UserError, match=r"calibrate\.ratio") as refusal:
+        sample_warmup(lambda: ids, 1e-9, 0)
+    advised = re.search(r"raise it to (\S+) or more", str(refusal.value))
+    assert advised is not None
+    assert floor_share(float(advised.group(1)), len(ids)) >= 1
+
+
+def test_an_empty_pool_is_refused() -> None:
+    with pytest.raises(UserError, match=r"calibrate\.ratio"):
+        sample_warmup(lambda: [], 0.5, 0)

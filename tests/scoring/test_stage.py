@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from instructdiff_ray.config.cluster import ClusterConfig, ScoreResources
+from instructdiff_ray.config.data import DataConfig, ModelConfig
+from instructdiff_ray.config.run import Config
+from instructdiff_ray.config.training import CalibrateConfig
+from instructdiff_ray.errors import UserError
+from instructdiff_ray.models.encoding import Rendering
+from instructdiff_ray.models.model import Model
+from instructdiff_ray.models.template import Encoded
+from instructdiff_ray.pool.ingest import ingest
+from instructdiff_ray.pool.pool import Pool
+from instructdiff_ray.progress import Progress
+from instructdiff_ray.sample import Part
+from instructdiff_ray.scoring.forwards import Forward, finished_scores
+from instructdiff_ray.scoring.stage import Work, score
+from instructdiff_ray.storage.artifacts import Finished, Storage
+from tests.engine.test_metrics import plain_score
+from tests.faults import killing
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+QUIET = Progress(io.StringIO())
+
+
+def whole(config: Config, base: Model, **others: Model) -> dict[str, Forward]:
+    """Models that are shown whole samples."""
+    rendering = Rendering.of(config, base)
+    return {role: Forward(model, rendering) for role, model in {"base": base, **others}.items()}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, model_folder: str) -> Config:
+    folder = tmp_path_factory.mktemp("score")
+    words = [
+        "the",
+        "quick",
+        "brown",
+        "fox",
+        "jumps",
+        "over",
+        "a",
+        "lazy",
+        "dog",
+        "and",
+        "then",
+        "sleeps",
+    ]
+    rows = [
+        {"question": f"Question {n}?", "answer": " ".join(words[n % 7 : n % 7 + 2 + n % 5])}
+        for n in range(40)
+    ]
+    (folder / "pool.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return Config(
+        data=DataConfig(path=str(folder / "pool.jsonl")),
+        model=ModelConfig(base=model_folder),
+        calibrate=CalibrateConfig(max_length=64),
+        storage=str(folder / "storage"),
+    )
+
+
+@pytest.fixture(scope="module")
+def pool(config: Config, model: Model, ray_session: None) -> Pool:
+    return ingest(config, model, Storage(config.storage), QUIET)
+
+
+def table_of(finished: Finished) -> pa.Table:
+    return finished.folder.read_table("scores.parquet")
+
+
+@pytest.fixture(scope="module")
+def other(model: Model) -> Model:
+    """A second model with its own identity; its weights happen to be the first one's."""
+    return replace(model, identity="other")
+
+
+def test_every_sample_of_the_pool_is_scored_once_as_the_definition_says(
+    config: Config, pool: Pool, model: Model
+) -> None:
+    work = Work()
+    scores = score(config, pool, whole(config, model), Storage(config.storage), QUIET, work)
+    table = table_of(scores["base"])
+    assert table["sample_id"].to_pylist() == list(pool.ids())
+    assert work.samples == {"base": len(pool), "calibrated": 0}
+    assert work.tokens == sum(sum(table["tokens"].to_pylist()) for table in pool.index())
+    loaded, encoder = model.load("fp32"), Rendering.of(config, model).encoder()
+    rows = {row["sample_id"]: row for row in table.to_pylist()}
+    for name in pool.parts:
+        for row in pool.folder.read_table(name).to_pylist():
+            (encoded,) = encoder.encode([[Part(**part) for part in row["parts"]]])
+            assert isinstance(encoded, Encoded)
+            found = rows[row["sample_id"]]
+            expected = plain_score(loaded, encoded.input_ids, encoded.response)
+            assert (found["nll"], found["entropy"]) == pytest.approx(expected, abs=1e-4)
+            assert found["response_tokens"] == row["response_tokens"] == sum(encoded.response)
+
+
+def test_two_models_share_a_pass_and_each_lacks_only_what_is_missing(
+    config: Config, pool: Pool, model: Model, other: Model, tmp_path: Path
+) -> None:
+    storage = Storage(str(tmp_path))
+    work = Work()
+    models = whole(config, model, calibrated=other)
+    scores = score(config, pool, models, storage, QUIET, work)
+    assert work.samples == {"base": len(pool), "calibrated": len(pool)}
+    expected = table_of(scores["base"])
+    assert expected.equals(table_of(scores["calibrated"]))
+    # One piece of one model was damaged (a bit, and not the size) before the scores were gathered.
+    pieces = sorted(Path(tmp_path, "pieces").glob("*/*.parquet"))
+    lost = pq.read_table(pieces[0]).num_rows
+    data = bytearray(pieces[0].read_bytes())
+    data[len(data) // 3] ^= 1
+    pieces[0].write_bytes(data)
+    for manifest in Path(tmp_path, "scores").glob("*/manifest.json"):
+        manifest.unlink()
+    again = Work()
+    rebuilt = score(config, pool, models, storage, QUIET, again)
+    assert table_of(rebuilt["base"]).equals(expected)
+    assert sorted(again.samples.values()) == [0, lost]
+    assert not pieces[0].exists()
+
+
+@pytest.mark.slow
+def test_several_actors_and_small_batches_give_the_same_scores(
+    config: Config, pool: Pool, model: Model, tmp_path: Path
+) -> None:
+    cluster = ClusterConfig(score=ScoreResources(min_actors=2, max_actors=2, tokens_per_batch=50))
+    other_way = replace(config, cluster=cluster)
+    scores = table_of(
+        score(other_way, pool, whole(config, model), Storage(str(tmp_path)), QUIET, Work())["base"]
+    )
+    expected = table_of(
+        finished_scores(config, pool, whole(config, model), Storage(config.storage))["base"]
+    )
+    for name in ("nll", "entropy"):
+        assert np.allclose(scores[name].to_numpy(), expected[name].to_numpy(), atol=1e-5)
+
+
+def test_a_model_that_overflows_stops_the_run_in_one_line(
+    config: Config, pool: Pool, model: Model, tmp_path: Path
+) -> None:
+    broken = model.load("fp32")
+    broken.get_input_embeddings().weight.data.fill_(float("inf"))
+    broken.save_pretrained(tmp_path / "broken")
+    model.load_tokenizer().save_pretrained(tmp_path / "broken")
+    bad = replace(model, path=str(tmp_path / "broken"), identity="broken")
+    with pytest.raises(UserError, match=r"40 of 40 rows were rejected \(not_finite 40\)"):
+        score(config, pool, whole(config, bad), Storage(str(tmp_path)), QUIET, Work())
+    assert not list(Path(tmp_path, "scores").glob("*/manifest.json"))
+
+
+LETHAL = """
+import os, signal
+from transformers import {parent}
+
+def die(module, arguments, options):
+    if any({token} in row for row in options["input_ids"].tolist()):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+class Lethal({parent}):
+    def __init__(self, config):
+        super().__init__(config)
+        self.base_model.register_forward_pre_hook(die, with_kwargs=True)
+"""
+
+
+def test_a_sample_that_kills_its_scorer_becomes_a_reject_and_the_others_are_scored(
+    config: Config, pool: Pool, model: Model, tmp_path: Path
+) -> None:
+    expected = table_of(
+        score(config, pool, whole(config, model), Storage(config.storage), QUIET, Work())["base"]
+    )
+    # A token that few samples hold: the model's own code dies of it.
+    encoder = Rendering.of(config, model).encoder()
+    holders: dict[int, set[str]] = {}
+    for name in pool.parts:
+        for row in pool.folder.read_table(name).to_pylist():
+            (encoded,) = encoder.encode([[Part(**part) for part in row["parts"]]])
+            assert isinstance(encoded, Encoded)
+            for token in encoded.input_ids:
+                holders.setdefault(token, set()).add(row["sample_id"])
+    token, killers = min(holders.items(), key=lambda item: (len(item[1]), item[0]))
+    loaded = model.load("fp32")
+    folder = tmp_path / "lethal"
+    loaded.save_pretrained(folder)
+    model.load_tokenizer().save_pretrained(folder)
+    settings = json.loads((folder / "config.json").read_text())
+    settings["auto_map"] = {"AutoModelForCausalLM": "lethal.Lethal"}
+    (folder / "config.json").write_text(json.dumps(settings))
+    parent = type(loaded).__name__
+    (folder / "lethal.py").write_text(LETHAL.format(parent=parent, token=token))
+    lethal = replace(model, path=str(folder), identity="lethal", trust_remote_code=True)
+
+    work = Work()
+    scores = score(config, pool, whole(config, lethal), Storage(str(tmp_path)), QUIET, work)
+    found = {row["sample_id"]: row for row in table_of(scores["base"]).to_pylist()}
+    assert work.samples["base"] == len(pool) - len(killers)
+    for row in expected.to_pylist():
+        if row["sample_id"] in killers:
+            row = {**row, "nll": None, "entropy": None, "reason": "kills_scorer"}
+            row["detail"] = "the scorer died 2 times on this sample alone"
+        assert found.pop(row["sample_id"]) == pytest.approx(row, abs=1e-5)
+    assert not found
+
+
+@pytest.mark.slow
+def test_a_scorer_that_is_killed_is_replaced_and_its_rows_are_scored_again(
+    config: Config, pool: Pool, model: Model, tmp_path: Path
+) -> None:
+    expected = table_of(
+        score(config, pool, whole(config, model), Storage(config.storage), QUIET, Work())["base"]
+    )
+    work = Work()
+    with killing("MapWorker(MapBatches(Scorer))", when=lambda: True, times=2):
+        scores = score(config, pool, whole(config, model), Storage(str(tmp_path)), QUIET, work)
+    assert work.samples["base"] == len(pool)
+    found = table_of(scores["base"])
+    for name in ("nll", "entropy"):
+        assert np.allclose(found[name].to_numpy(), expected[name].to_numpy(), atol=1e-5)

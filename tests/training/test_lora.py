@@ -1,0 +1,85 @@
+"""Calibration by a LoRA adapter: one copy of the base weights gives both scores."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from peft import PeftModel
+
+from instructdiff_ray.config.data import DataConfig, ModelConfig, TemplateConfig
+from instructdiff_ray.config.run import Config
+from instructdiff_ray.config.training import CalibrateConfig
+from instructdiff_ray.models.encoding import Rendering
+from instructdiff_ray.models.model import Model
+from instructdiff_ray.models.template import Encoded
+from instructdiff_ray.sample import Part
+from instructdiff_ray.scoring.actor import Scorer
+from instructdiff_ray.scoring.blocks import encoded_columns
+from instructdiff_ray.scoring.crash_guard import start_watch
+from instructdiff_ray.scoring.plan import View
+from instructdiff_ray.training.worker import with_adapter
+from tests.engine.test_metrics import plain_score
+from tests.test_pipeline import run_method
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+@pytest.mark.slow
+def test_an_adapter_is_trained_and_scores_beside_the_base_model(
+    model_folder: str, model: Model, tmp_path: Path
+) -> None:
+    rows = [{"question": f"Double {n}.", "answer": f"It is {2 * n}."} for n in range(40)]
+    (tmp_path / "pool.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = Config(
+        data=DataConfig(path=str(tmp_path / "pool.jsonl")),
+        model=ModelConfig(base=model_folder),
+        calibrate=CalibrateConfig(
+            ratio=0.5, epochs=4, learning_rate=1e-2, global_batch_size=4, lora_rank=2
+        ),
+        storage=str(tmp_path / "storage"),
+        run_dir=str(tmp_path / "out"),
+    )
+    run = run_method(config)
+    folder = Path(run.summary["calibrated_model"])
+    weights = (folder / "adapter_model.safetensors").stat().st_size
+    whole = (Path(model_folder) / "model.safetensors").stat().st_size
+    assert not (folder / "model.safetensors").exists() and weights < whole / 4
+    ranking = {
+        r["sample_id"]: r for r in pq.read_table(tmp_path / "out/ranking.parquet").to_pylist()
+    }
+    base = model.load("fp32")
+    plain = {"base": base, "calibrated": PeftModel.from_pretrained(model.load("fp32"), str(folder))}
+    encoder, pool = Rendering.of(config, model).encoder(), run.finished_pool()
+    for row in pool.folder.read_table(pool.parts[0]).to_pylist()[:5]:
+        (encoded,) = encoder.encode([[Part(**part) for part in row["parts"]]])
+        assert isinstance(encoded, Encoded)
+        found = ranking[row["sample_id"]]
+        for role, one in plain.items():
+            nll, entropy = plain_score(one, encoded.input_ids, encoded.response)
+            assert found[f"{role}_nll"] == pytest.approx(nll, abs=1e-4)
+            assert found[f"{role}_entropy"] == pytest.approx(entropy, abs=1e-4)
+    assert max(abs(row["delta_nll"]) for row in ranking.values()) > 0.1
+
+
+def test_base_and_calibrated_share_their_weights(model: Model, tmp_path: Path) -> None:
+    adapted = with_adapter(model.load("fp32"), CalibrateConfig(lora_rank=2))
+    adapted.save_pretrained(tmp_path)
+    calibrated = replace(model, adapter=str(tmp_path), identity="calibrated")
+    rendering = Rendering(model, TemplateConfig(), 64, truncate=False)
+    view = View(rendering, {"base": model, "calibrated": calibrated}, {})
+    threads = torch.get_num_threads()
+    scorer = Scorer([view], "fp32", 100, 1, 0, start_watch())
+    torch.set_num_threads(threads)
+    first, second = scorer.scorers[0].values()
+    assert first.model is second.model and (first.adapter, second.adapter) == (False, True)
+    tokens = Encoded([5, 6, 7], [False, True, True], [False] * 3, False)
+    block = pa.table({"sample_id": ["0"], **encoded_columns(0, [tokens])})
+    scores = scorer(block)
+    # A new adapter adds nothing yet.
+    assert scores["base_nll"].to_pylist() == pytest.approx(scores["calibrated_nll"].to_pylist())
