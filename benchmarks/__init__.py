@@ -1,1 +1,1 @@
-"""What is measured, against what; the last results lie beside it in `results/`."""
+"""Measurements of the library; the latest results are in `results/`."""

@@ -1,4 +1,5 @@
-"""What every benchmark needs: the machine, a place for results, a process's memory."""
+"""What every benchmark needs: a description of the machine, a place for results, and the memory
+of this process."""
 
 from __future__ import annotations
 
@@ -17,11 +18,11 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def machine() -> dict[str, Any]:
-    """What the figures hold for."""
-    names = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    """The machine that the figures hold for."""
+    cpu_names = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     return {
-        "cpu": names[0] if names else platform.processor(),
+        "cpu": cpu_names[0] if cpu_names else platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "gpu": gpu,
@@ -31,14 +32,14 @@ def machine() -> dict[str, Any]:
 
 
 def save(name: str, result: dict[str, Any]) -> None:
-    """Write `results/NAME-MACHINE.json` and say where."""
-    here = machine()
-    label = here["gpu"] or f"{here['cores']}-cores"
+    """Write `results/NAME-MACHINE.json` and print its path."""
+    description = machine()
+    label = description["gpu"] or f"{description['cores']}-cores"
     slug = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}-{slug}.json"
     packages = {package: version(package) for package in ("torch", "pyarrow", "numpy")}
-    text = json.dumps({"machine": here, "packages": packages, **result}, indent=2)
+    text = json.dumps({"machine": description, "packages": packages, **result}, indent=2)
     path.write_text(text + "\n")
     print(f"written: {path}")
 

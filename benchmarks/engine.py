@@ -1,8 +1,8 @@
 """The Ray pipeline against a bare scoring loop over the same rows: `python -m benchmarks.engine`.
 
 The loop has its rows tokenised in memory and does nothing but score. The pipeline reads the pool,
-tokenises, scores, writes pieces and keeps its books. Of the pipeline the steady state counts: what
-lies between the end of the first block and the end of the last; starting up is told apart.
+tokenises, scores, writes shards and keeps its books. What counts of the pipeline is its steady
+state, from the end of the first block to the end of the last; starting up is reported apart.
 
 Without a GPU both score with one thread: the other cores stand for those that a GPU has beside it.
 The small shape scores as many samples a second as one H100 might with half a billion parameters.
@@ -31,28 +31,31 @@ from instructdiff_ray.config.run import Config
 from instructdiff_ray.demo.model import train_model
 from instructdiff_ray.demo.pool import prose, write_pool
 from instructdiff_ray.engine.metrics import SampleScorer
-from instructdiff_ray.models.encoding import Rendering
+from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.model import Model, find_model
+from instructdiff_ray.pool.dataset import read_part
 from instructdiff_ray.pool.ingest import ingest
-from instructdiff_ray.pool.pool import Pool, read_part
+from instructdiff_ray.pool.pool import Pool
+from instructdiff_ray.pool.readers import source_files
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.scoring import dataflow
 from instructdiff_ray.scoring.actor import PAYING_TOKENS, Scorer
 from instructdiff_ray.scoring.blocks import token_lists
 from instructdiff_ray.scoring.dataflow import ROWS_PER_BATCH, Tokenize, score_blocks
-from instructdiff_ray.scoring.plan import View
+from instructdiff_ray.scoring.plan import ScoreTarget
+from instructdiff_ray.selection.strategies import BASE, CALIBRATED
 from instructdiff_ray.storage.artifacts import Storage
 from instructdiff_ray.storage.filesystem import Folder
 
 GPU = torch.cuda.is_available()
-# Hidden size, layers, heads; rows.
+# Each model's hidden size, layers and heads, and the rows that it scores.
 SHAPES = {
     "cuda-0.5b": (896, 24, 14, 65_536),
     "cpu-small": (32, 1, 2, 40_960),
     "cpu-large": (128, 2, 2, 6_144),
 }
 BUDGET = PAYING_TOKENS["cuda" if GPU else "cpu"]
-ROLES = ("base", "calibrated")
+SCORE_NAMES = (BASE, CALIBRATED)
 
 
 class OneThread(Scorer):
@@ -85,8 +88,8 @@ def make_model(folder: Path, shape: tuple[int, int, int, int]) -> Model:
 
 
 def bare(config: Config, pool: Pool, model: Model) -> float:
-    """Samples a second of two models, from tokens in memory."""
-    tokenize = Tokenize([Rendering.of(config, model)], None)
+    """Samples a second under two models, from tokens in memory."""
+    tokenize = Tokenize([EncoderSpec.of(config, model)], None)
     tables = [
         tokenize(read_part({"part": [part]}, pool.folder, ["sample_id", "parts"]))
         for part in pool.parts
@@ -95,27 +98,27 @@ def bare(config: Config, pool: Pool, model: Model) -> float:
     ids, response = token_lists(table, 0)
     rows = list(zip(ids, response, strict=True))
     device = torch.device("cuda" if GPU else "cpu")
-    scorers = [SampleScorer(model.load(config.cluster.precision, device)) for _ in ROLES]
+    scorers = [SampleScorer(model.load(config.cluster.precision, device)) for _ in SCORE_NAMES]
     batched(scorers, rows[:ROWS_PER_BATCH], BUDGET)
     began = time.perf_counter()
     for start in range(0, len(rows), ROWS_PER_BATCH):
-        some = rows[start : start + ROWS_PER_BATCH]
-        batched(scorers, some, BUDGET)
+        batched(scorers, rows[start : start + ROWS_PER_BATCH], BUDGET)
     return len(rows) / (time.perf_counter() - began)
 
 
 def pipeline(config: Config, pool: Pool, model: Model, folder: Folder) -> dict[str, float]:
     """Samples a second in the steady state, and what its scorer did with its time."""
-    folders = {role: folder.sub(role) for role in ROLES}
-    view = View(Rendering.of(config, model), dict.fromkeys(ROLES, model), folders)
+    encoding = EncoderSpec.of(config, model)
+    targets = [ScoreTarget(name, model, encoding, folder.sub(name)) for name in SCORE_NAMES]
     blocks, ends = [], []
     began = time.perf_counter()
     with mock.patch.object(dataflow, "Scorer", Scorer if GPU else OneThread):
-        for receipt in score_blocks(config, pool, [view], None):
+        for receipt in score_blocks(config, pool, targets, None):
             blocks += receipt.to_pylist()
             ends += [time.perf_counter()] * receipt.num_rows
     steady = blocks[1:]
-    busy, waited = (sum(b["usage"][name] for b in steady) for name in ("busy_s", "waited_s"))
+    busy = sum(block["throughput"]["busy_s"] for block in steady)
+    waited = sum(block["throughput"]["waited_s"] for block in steady)
     samples = sum(block["samples"][0] for block in steady)
     return {
         "samples_per_second": samples / (busy + waited),
@@ -126,7 +129,7 @@ def pipeline(config: Config, pool: Pool, model: Model, folder: Folder) -> dict[s
 
 
 def measure(name: str) -> dict[str, Any]:
-    """Ratios of one shape."""
+    """The pipeline against the loop, for one shape."""
     with tempfile.TemporaryDirectory(dir="/var/tmp") as path:
         folder = Path(path)
         *_, rows = SHAPES[name]
@@ -138,11 +141,12 @@ def measure(name: str) -> dict[str, Any]:
             cluster=ClusterConfig(precision="bf16" if GPU else "fp32", score=resources),
             storage=str(folder / "storage"),
         )
-        pool = ingest(config, model, Storage(config.storage), Progress(sys.stderr))
+        files, storage = source_files(config.data), Storage(config.storage)
+        pool = ingest(config, files, model, storage, Progress(sys.stderr))
         runs = []
         for number in range(2):
             loop = bare(config, pool, model)
-            engine = pipeline(config, pool, model, Folder(str(folder / f"pieces-{number}")))
+            engine = pipeline(config, pool, model, Folder(str(folder / f"shards-{number}")))
             runs.append({"bare_samples_per_second": loop, **engine})
     best = {
         key: max(run[key] for run in runs)

@@ -1,10 +1,10 @@
 """What LoRA calibration saves, and what it selects: `python -m benchmarks.lora [MODEL POOL …]`.
 
-Without arguments: peak memory of a training step and of a scorer, of a model of the shape of
-Qwen2.5-0.5B with random weights, with and without an adapter. With a model and pools: of some
-samples of each pool, the selections after training all parameters, after training an adapter, and
-after training all parameters with another seed, which draws another warm-up subset: so much two
-runs of the paper's method differ by themselves.
+Without arguments it measures the peak memory of a training step and of a scorer, with and without
+an adapter, for a model of the shape of Qwen2.5-0.5B with random weights. With a model and pools it
+compares selections from some samples of each pool: after training all parameters, after training an
+adapter, and after training all parameters with another seed. That seed draws another warm-up
+subset, so the last shows how much two runs of the paper's method differ by themselves.
 """
 
 from __future__ import annotations
@@ -22,14 +22,20 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.common import peak_mib, reset_peak, save
-from benchmarks.corrupted import CALIBRATE, FOLDER, draw_samples, settings, start_ray, write
+from benchmarks.corrupted import (
+    CALIBRATE,
+    FOLDER,
+    draw_samples,
+    select_last,
+    settings,
+    start_ray,
+    write,
+)
 from instructdiff_ray.config.data import DataConfig
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.engine.batch import Batch
 from instructdiff_ray.engine.metrics import SampleScorer
-from instructdiff_ray.pipeline import Run
-from instructdiff_ray.progress import Progress
 from instructdiff_ray.results.compare import spearman
 from instructdiff_ray.selection.ranking import Ranking, selected_ids
 from instructdiff_ray.training.worker import with_adapter
@@ -42,19 +48,13 @@ SAMPLES, LENGTH = 1, 64
 
 
 def overlap(config: Config) -> dict[str, dict[str, float]]:
-    """How alike the selections are, each against that after training all parameters."""
-    plain = _select(config)
+    """How alike each selection and the one after training all parameters are."""
+    plain = select_last(config)
     others = {
-        "adapter": _select(replace(config, calibrate=ADAPTER)),
-        "another seed": _select(replace(config, seed=1)),
+        "adapter": select_last(replace(config, calibrate=ADAPTER)),
+        "another seed": select_last(replace(config, seed=1)),
     }
     return {name: _compare(plain, other) for name, other in others.items()}
-
-
-def _select(config: Config) -> Ranking:
-    run = Run(config, Progress(sys.stderr))
-    pool = run.ingest()
-    return run.select(pool, run.score(pool, run.calibrate(pool, run.sample_warmup(pool))))
 
 
 def _compare(plain: Ranking, other: Ranking) -> dict[str, float]:
@@ -75,13 +75,15 @@ def _column(ranking: Ranking, measure: str) -> np.ndarray:
     return np.asarray(ranking.table[f"delta_{measure}"].to_numpy(), dtype=float)
 
 
-def memory(folder: str, what: str, adapter: bool) -> float:
-    """Peak of this process's memory, above an idle one's, in MiB."""
-    # What runs first loads code.
+def memory(folder: str, task: str, adapter: bool) -> float:
+    """The peak of this process's memory, above what it holds when idle, in MiB.
+
+    task: train | score.
+    """
     reset_peak()
     idle = peak_mib()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    if what == "train":
+    if task == "train":
         _train_step(with_adapter(model, CalibrateConfig(lora_rank=RANK)) if adapter else model)
     else:
         second = model if adapter else AutoModelForCausalLM.from_pretrained(folder)
@@ -89,22 +91,22 @@ def memory(folder: str, what: str, adapter: bool) -> float:
             model.load_adapter(f"{folder}/adapter")
         ids = [np.ones(LENGTH, dtype=np.int64)] * SAMPLES
         batch = Batch.of(ids, [np.arange(LENGTH) > 0] * SAMPLES, torch.device("cpu"))
-        for one, on in ((model, False), (second, True)):
-            SampleScorer(one.eval(), None, on if adapter else None).score(batch)
+        for scored, adapter_on in ((model, False), (second, True)):
+            SampleScorer(scored.eval(), None, adapter_on if adapter else None).score(batch)
     return peak_mib() - idle
 
 
 def _train_step(model: Any) -> None:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     ids = torch.ones(SAMPLES, LENGTH, dtype=torch.long)
-    for _ in range(2):  # the second has the optimizer's state beside the gradients
+    for _ in range(2):  # the second step holds the optimizer's state beside the gradients
         model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
 
 def measure_memory() -> dict[str, float]:
-    """Each case in a process of its own."""
+    """The peak of each case, measured in a process of its own."""
     shape = Qwen2Config(
         vocab_size=151_936,
         hidden_size=896,
@@ -114,40 +116,40 @@ def measure_memory() -> dict[str, float]:
         num_key_value_heads=2,
         tie_word_embeddings=True,
     )
-    found: dict[str, float] = {}
+    peaks: dict[str, float] = {}
     with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
         model = Qwen2ForCausalLM(shape)
         model.save_pretrained(folder)
         with_adapter(model, CalibrateConfig(lora_rank=RANK)).save_pretrained(f"{folder}/adapter")
         del model
-        for what in ("train", "score"):
+        for task in ("train", "score"):
             for kind in ("whole", "adapter"):
-                command = [sys.executable, "-m", "benchmarks.lora", "--memory", folder, what, kind]
+                command = [sys.executable, "-m", "benchmarks.lora", "--memory", folder, task, kind]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
-                found[f"{what}_{kind}_mib"] = round(float(done.stdout.split()[-1]))
-                print(what, kind, found[f"{what}_{kind}_mib"], flush=True)
-    return found
+                peaks[f"{task}_{kind}_mib"] = round(float(done.stdout.split()[-1]))
+                print(task, kind, peaks[f"{task}_{kind}_mib"], flush=True)
+    return peaks
 
 
 def measure_overlap(model: str, pools: Sequence[Path]) -> dict[str, dict[str, dict[str, float]]]:
-    """By pool; what `benchmarks.corrupted` has scored of it is not scored again."""
+    """The overlaps by pool; what `benchmarks.corrupted` has scored is not scored again."""
     start_ray()
     results = {}
     for path in pools:
         folder = FOLDER / path.stem
         config = settings(model, path, folder)
-        write(folder / "some.jsonl", draw_samples(config, ROWS))
-        data = DataConfig(path=str(folder / "some.jsonl"))
+        write(folder / "drawn.jsonl", draw_samples(config, ROWS))
+        data = DataConfig(path=str(folder / "drawn.jsonl"))
         results[path.stem] = overlap(replace(config, data=data))
         print(path.stem, results[path.stem], flush=True)
     return results
 
 
 def main() -> None:
-    """Memory, or the overlap on the named pools."""
+    """Measure memory, or the overlap on the pools that the command line names."""
     if sys.argv[1:2] == ["--memory"]:
-        folder, what, kind = sys.argv[2:]
-        print(memory(folder, what, kind == "adapter"))
+        folder, task, kind = sys.argv[2:]
+        print(memory(folder, task, kind == "adapter"))
         return
     if len(sys.argv) == 1:
         save("lora-memory", {"samples": SAMPLES, "tokens": LENGTH, **measure_memory()})

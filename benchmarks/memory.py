@@ -1,8 +1,8 @@
 """The driver's memory over a synthetic pool: `python -m benchmarks.memory 1000000 10000000`.
 
-All that the driver does behind the workers, for pools of these sizes: settle duplicates and write
-the index, find what is not scored, gather the scores of two models, rank, and write the ranking.
-The numbers are random; no model runs. Each size has a process of its own.
+It does all that the driver does behind the workers, for pools of these sizes: drop duplicates and
+write the index, find what is not scored, gather the scores of two models, rank, and write the
+ranking. The numbers are random and no model runs. Each size has a process of its own.
 """
 
 from __future__ import annotations
@@ -22,23 +22,25 @@ import pyarrow as pa
 from benchmarks.common import peak_mib, reset_peak, save
 from instructdiff_ray.config.data import TemplateConfig
 from instructdiff_ray.config.selection import SelectConfig
-from instructdiff_ray.models.encoding import LIKELIHOOD, Rendering
+from instructdiff_ray.models.encoding import LIKELIHOOD, EncoderSpec
 from instructdiff_ray.models.model import Model
-from instructdiff_ray.pool.dedup import Settling
+from instructdiff_ray.pool.dedup import Deduplicator
 from instructdiff_ray.pool.ingest import RECEIPT, ROWS_PER_PART
 from instructdiff_ray.pool.pool import Pool
 from instructdiff_ray.results.outputs import write_ranking
 from instructdiff_ray.scoring.dataflow import ROWS_PER_BATCH
-from instructdiff_ray.scoring.plan import View, find_passes
-from instructdiff_ray.scoring.store import gather, piece_schema, write_pieces
-from instructdiff_ray.selection.ranking import Criteria, fate_counts, rank
-from instructdiff_ray.selection.strategies import STRATEGIES
-from instructdiff_ray.storage.artifacts import Finished
+from instructdiff_ray.scoring.plan import ScoreTarget, find_lacking
+from instructdiff_ray.scoring.spec import ScoreTable
+from instructdiff_ray.scoring.store import gather, shard_schema, write_shards
+from instructdiff_ray.selection.counts import fate_counts
+from instructdiff_ray.selection.ranking import RankingInputs, rank
+from instructdiff_ray.selection.strategies import BASE, CALIBRATED, STRATEGIES
+from instructdiff_ray.storage.artifacts import FinishedArtifact
 from instructdiff_ray.storage.filesystem import Folder
 
-ROLES = ("base", "calibrated")
+SCORE_NAMES = (BASE, CALIBRATED)
 MODEL = Model("", None, False, "", None)
-RENDERING = Rendering(MODEL, TemplateConfig(), 1, False)
+ENCODING = EncoderSpec(MODEL, TemplateConfig(), 1, False)
 
 
 def ids(count: int, rng: np.random.Generator) -> pa.Array:
@@ -48,7 +50,7 @@ def ids(count: int, rng: np.random.Generator) -> pa.Array:
 
 
 def receipts(rows: int) -> Iterator[pa.Table]:
-    """Receipts of a pool of valid rows, as the workers send them."""
+    """The receipts of a pool of valid rows, as the workers send them."""
     rng = np.random.default_rng(0)
     for start in range(0, rows, ROWS_PER_PART):
         count = min(ROWS_PER_PART, rows - start)
@@ -66,20 +68,21 @@ def receipts(rows: int) -> Iterator[pa.Table]:
         yield pa.table(columns, schema=RECEIPT)
 
 
-def leave_pieces(pool: Pool, folder: Folder, seed: int) -> None:
-    """Pieces as scorers leave them; in the order of ids, which is no help to who gathers them."""
+def leave_shards(pool: Pool, folder: Folder, seed: int) -> None:
+    """Write shards as scorers leave them, but in the order of the ids, which does not help to
+    gather them."""
     rng = np.random.default_rng(seed)
     for index in pool.index():
         for start in range(0, index.num_rows, ROWS_PER_BATCH):
-            some = index.slice(start, ROWS_PER_BATCH)
-            values = [pa.array(rng.normal(2, 0.5, some.num_rows)) for _ in range(2)]
-            told = pa.nulls(some.num_rows, pa.string())
-            columns = [some["sample_id"], some["response_tokens"], *values, told, told]
-            write_pieces(folder, pa.table(columns, schema=piece_schema(LIKELIHOOD)))
+            batch = index.slice(start, ROWS_PER_BATCH)
+            values = [pa.array(rng.normal(2, 0.5, batch.num_rows)) for _ in LIKELIHOOD]
+            reason = detail = pa.nulls(batch.num_rows, pa.string())
+            columns = [batch["sample_id"], batch["response_tokens"], *values, reason, detail]
+            write_shards(folder, pa.table(columns, schema=shard_schema(LIKELIHOOD)))
 
 
 def measure(rows: int) -> dict[str, Any]:
-    """Seconds and peak of memory (MiB, above what an idle driver holds) of each step."""
+    """The seconds of each step, and its peak of memory above what an idle driver holds, in MiB."""
     figures: dict[str, Any] = {"rows": rows, "idle_mib": round(peak_mib())}
 
     @contextmanager
@@ -95,23 +98,28 @@ def measure(rows: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir="/var/tmp") as path:
         folder = Folder(path)
         with step("settle"):
-            settling = Settling(False, folder)
+            deduplicator = Deduplicator(False, folder)
             for receipt in receipts(rows):
-                settling.add(receipt)
-            info = settling.finish()
+                deduplicator.add(receipt)
+            info = deduplicator.finish()
         pool = Pool(folder, "key", info["digest"], [], [], info["counts"])
-        pieces = {role: folder.sub(f"pieces-{role}") for role in ROLES}
-        for seed, role in enumerate(ROLES):
-            leave_pieces(pool, pieces[role], seed)
+        targets = [
+            ScoreTarget(name, MODEL, ENCODING, folder.sub(f"shards-{name}")) for name in SCORE_NAMES
+        ]
+        for seed, target in enumerate(targets):
+            leave_shards(pool, target.shards, seed)
         with step("find"):
-            assert not find_passes(pool, [View(RENDERING, dict.fromkeys(ROLES, MODEL), pieces)])
+            assert not find_lacking(pool, targets)
         with step("gather"):
-            for role in ROLES:
-                gather(pool, {None: pieces[role]}, LIKELIHOOD, folder.sub(role))
-        scores = {role: Finished(folder.sub(role), {}) for role in ROLES}
+            for target in targets:
+                gather(pool, {None: target.shards}, LIKELIHOOD, folder.sub(target.name))
+        scores = {
+            name: ScoreTable(FinishedArtifact("key", folder.sub(name), {}), LIKELIHOOD)
+            for name in SCORE_NAMES
+        }
         with step("select"):
-            criteria = Criteria(STRATEGIES["instructdiff"], lambda _: SelectConfig())
-            ranking = rank(pool, scores, criteria)
+            inputs = RankingInputs(STRATEGIES["instructdiff"], lambda _: SelectConfig())
+            ranking = rank(pool, scores, inputs)
         with step("write"):
             write_ranking(folder.sub("run"), ranking, set())
         assert sum(fate_counts(ranking).values()) >= rows

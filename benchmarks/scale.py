@@ -3,14 +3,14 @@
 Fewer machines, GPUs or seconds of sleep show what one machine's processors can feed:
 `python -m benchmarks.scale 1000000 --machines 1 --gpus 2 --sleep 0.0001`.
 
-Machines, GPUs and the model are made up, all else is real: ingest, the scheduling of 64 actors,
-reading, tokenising, moving blocks, writing pieces, finding what is missing, gathering, ranking. The
+Machines, GPUs and the model are made up. All else is real: ingest, the scheduling of 64 actors,
+reading, tokenising, moving blocks, writing shards, finding what is missing, gathering, ranking. The
 model sleeps as long as 7 billion parameters would compute on an H100, twice, for samples of 300
 tokens, at the share of its rate that is this project's goal. The samples themselves are short, for
 this one machine tokenises what the processors of eight would.
 
-Told are: how busy the actors were from their first block to their last; the peak of memory of each
-kind of process, without what it shares with others; and seconds by stage.
+The result says how busy the actors were from their first block to their last, the peak of memory of
+each kind of process without what it shares with others, and the seconds of each stage.
 """
 
 from __future__ import annotations
@@ -39,25 +39,28 @@ from instructdiff_ray.config.run import Config
 from instructdiff_ray.config.selection import SelectConfig
 from instructdiff_ray.demo.model import train_model
 from instructdiff_ray.demo.pool import prose
-from instructdiff_ray.models.encoding import Rendering
+from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.model import find_model
 from instructdiff_ray.pool.ingest import ingest
+from instructdiff_ray.pool.readers import source_files
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.scoring import dataflow
 from instructdiff_ray.scoring.dataflow import ROWS_PER_BATCH
-from instructdiff_ray.scoring.forwards import Forward
-from instructdiff_ray.scoring.stage import Work, score
-from instructdiff_ray.selection.ranking import Criteria, fate_counts, rank
-from instructdiff_ray.selection.strategies import STRATEGIES
+from instructdiff_ray.scoring.spec import ScoreSpec
+from instructdiff_ray.scoring.stage import score
+from instructdiff_ray.scoring.stats import ScoringStats
+from instructdiff_ray.selection.counts import fate_counts
+from instructdiff_ray.selection.ranking import RankingInputs, rank
+from instructdiff_ray.selection.strategies import BASE, CALIBRATED, STRATEGIES
 from instructdiff_ray.storage.artifacts import Storage
 
 ROWS_PER_FILE = 250_000
-# Of a sample: 2 operations × 7.6e9 weights × 300 tokens, at 65 % of 800e12 a second, twice.
+# Of each sample: 2 operations × 7.6e9 weights × 300 tokens, at 65 % of 800e12 a second, twice.
 SLEEP_S = 2 * (2 * 7.6e9 * 300) / (0.65 * 800e12)
 
 
 class TimedSleeper(Sleeper):
-    """Of `__main__`, so Ray sends it to the actors as it is now, with what main set."""
+    """A class of `__main__`, so Ray sends it to the actors with the `sleep_s` that main set."""
 
 
 class MemoryWatch(threading.Thread):
@@ -80,16 +83,16 @@ class MemoryWatch(threading.Thread):
                     kind, memory = _kind(process), process.memory_info()
                 except (psutil.NoSuchProcess, psutil.ZombieProcess):
                     continue
-                own = (memory.rss - memory.shared) / 2**20
-                total += own
-                self.largest[kind] = max(self.largest[kind], own)
+                unshared = (memory.rss - memory.shared) / 2**20
+                total += unshared
+                self.largest[kind] = max(self.largest[kind], unshared)
             self.most = max(self.most, total)
             time.sleep(2)
 
     def peaks(self) -> dict[str, int]:
-        """And begin anew."""
-        found, self.largest = self.largest, defaultdict(float)  # the thread writes to the new one
-        return {kind: round(value) for kind, value in sorted(found.items())}
+        """The largest of each kind since the last call, in MiB."""
+        largest, self.largest = self.largest, defaultdict(float)  # the thread writes to the new one
+        return {kind: round(value) for kind, value in sorted(largest.items())}
 
 
 def _kind(process: psutil.Process) -> str:
@@ -104,7 +107,7 @@ def _kind(process: psutil.Process) -> str:
 
 
 def write_rows(folder: Path, rows: int) -> None:
-    """Short rows, none like another."""
+    """Write short rows, all different."""
     folder.mkdir()
     for start in range(0, rows, ROWS_PER_FILE):
         with (folder / f"{start:012d}.jsonl").open("w") as file:
@@ -113,7 +116,7 @@ def write_rows(folder: Path, rows: int) -> None:
 
 
 def simulate(machines: int, gpus: int) -> Cluster:
-    """A cluster, joined: a head, and machines with one CPU more than actors."""
+    """A cluster that this process joins: a head, and machines with one CPU more than actors."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     for _ in range(machines):
         cluster.add_node(num_cpus=gpus + 1, num_gpus=gpus, object_store_memory=300 << 20)
@@ -122,7 +125,7 @@ def simulate(machines: int, gpus: int) -> Cluster:
 
 
 def measure(rows: int, machines: int, gpus: int) -> dict[str, Any]:
-    """Ingest, score and rank this many rows; scoring alone is on the simulated cluster."""
+    """Ingest, score and rank this many rows; only scoring runs on the simulated cluster."""
     ray.init(num_cpus=2, log_to_driver=False, logging_level=logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     watch = MemoryWatch()
@@ -140,26 +143,25 @@ def measure(rows: int, machines: int, gpus: int) -> dict[str, Any]:
         )
         storage = Storage(config.storage)
         model = find_model(ModelConfig(base=str(folder / "model")))
-        rendering, calibrated = Rendering.of(config, model), replace(model, identity="calibrated")
-        models = {"base": model, "calibrated": calibrated}
-        forwards = {role: Forward(one, rendering) for role, one in models.items()}
+        encoding, calibrated = EncoderSpec.of(config, model), replace(model, identity="calibrated")
+        specs = [ScoreSpec(BASE, model, encoding), ScoreSpec(CALIBRATED, calibrated, encoding)]
         memory = {}
-        pool = ingest(config, model, storage, progress)
+        pool = ingest(config, source_files(config.data), model, storage, progress)
         memory["ingest"] = watch.peaks()
         ray.shutdown()
         cluster = simulate(machines, gpus)
-        work = Work()
+        stats = ScoringStats()
         with mock.patch.object(dataflow, "Scorer", TimedSleeper):
-            scores = score(config, pool, forwards, storage, progress, work)
+            scores = score(config, pool, specs, storage, progress, stats)
         memory["score"] = watch.peaks()
         ray.shutdown()
         cluster.shutdown()
-        assert work.samples == {"base": rows, "calibrated": rows}, work
+        assert stats.samples == {BASE: rows, CALIBRATED: rows}, stats
         with progress.stage("select", "samples"):
-            criteria = Criteria(STRATEGIES["instructdiff"], lambda _: SelectConfig())
-            assert sum(fate_counts(rank(pool, scores, criteria)).values()) >= rows
+            inputs = RankingInputs(STRATEGIES["instructdiff"], lambda _: SelectConfig())
+            assert sum(fate_counts(rank(pool, scores, inputs)).values()) >= rows
         memory["select"] = watch.peaks()
-    busy, waited = work.usage.busy_s, work.usage.waited_s
+    busy, waited = stats.throughput.busy_s, stats.throughput.waited_s
     return {
         "rows": rows,
         "machines": machines,

@@ -1,12 +1,13 @@
 """This scorer against the protocol of one sample at a time: `python -m benchmarks.scoring`.
 
 Both score the same rows under the same two models, with random weights (the arithmetic is the
-same), and are held against the rate at which this machine multiplies matrices, measured beside
-them. On a processor small shapes in fp32 and bf16, with a small and a large vocabulary; on a GPU
-the shapes of Qwen2.5 0.5B and 7B in bf16. `python -m benchmarks.scoring cpu-fp32-64k` runs one.
+same), and are compared with the rate at which this machine multiplies matrices, measured beside
+them. A processor runs small shapes in fp32 and bf16, with a small and a large vocabulary; a GPU
+runs the shapes of Qwen2.5 0.5B and 7B in bf16. `python -m benchmarks.scoring cpu-fp32-64k` runs a
+single case.
 
-The protocol of one at a time, as it is in use: for each sample a batch of one, full logits, a
-log-softmax and a softmax over them, and the two models in two passes. Neither tokenises.
+The protocol of one sample at a time is the one in use: for each sample a batch of one, full logits,
+a log-softmax and a softmax over them, and the two models in two passes. Neither tokenises.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from benchmarks.common import save
 from instructdiff_ray.engine.batch import Batch, token_batches
 from instructdiff_ray.engine.metrics import SampleScorer
 from instructdiff_ray.engine.packing import pack
-from instructdiff_ray.engine.throughput import matrix_product_rate
+from instructdiff_ray.engine.throughput import matmul_rate
 from instructdiff_ray.scoring.actor import PAYING_TOKENS
 
 # Token ids and which of them are scored: lists, or arrays.
@@ -100,7 +101,7 @@ def samples(case: Case) -> list[Sample]:
 
 
 def operations(case: Case, rows: list[Sample]) -> float:
-    """Operations of the matrix products that one model's scores need, without padding."""
+    """The operations of the matrix products that one model's scores need, without padding."""
     head = case.hidden // case.heads
     width = case.hidden * (2 * case.hidden + 2 * case.kv_heads * head)
     layer = 2 * (width + 3 * case.hidden * case.intermediate)
@@ -114,7 +115,7 @@ def operations(case: Case, rows: list[Sample]) -> float:
 
 @torch.inference_mode()
 def one_at_a_time(models: list[Any], rows: list[Sample]) -> list[list[float]]:
-    """NLL of each sample under each model."""
+    """The NLL of each sample under each model."""
     results = []
     for model in models:
         model.set_attn_implementation("sdpa")
@@ -134,67 +135,68 @@ def one_at_a_time(models: list[Any], rows: list[Sample]) -> list[list[float]]:
 
 
 def batched(scorers: list[SampleScorer], rows: list[Sample], budget: int) -> list[list[float]]:
-    """The same, as a scoring actor does it."""
+    """The same, computed as a scoring actor does."""
     results = [[0.0] * len(rows) for _ in scorers]
     scored = []
     for scorer in scorers:
         pack(scorer.model)
-    for some in token_batches([len(ids) for ids, _ in rows], budget):
-        ids, response = [rows[i][0] for i in some], [rows[i][1] for i in some]
+    for places in token_batches([len(ids) for ids, _ in rows], budget):
+        ids, response = [rows[i][0] for i in places], [rows[i][1] for i in places]
         batch = Batch.of(ids, response, scorers[0].device)
         scored += [
-            (result, some, scorer.score(batch))
+            (result, places, scorer.score(batch))
             for result, scorer in zip(results, scorers, strict=True)
         ]
-    for result, some, (nll, _) in scored:
-        for row, value in zip(some, nll.tolist(), strict=True):
+    for result, places, (nll, _) in scored:
+        for row, value in zip(places, nll.tolist(), strict=True):
             result[row] = value
     return results
 
 
-def seconds(work: Callable[[], Any], device: str) -> float:
-    """Of one call, with what it left running on the device."""
+def seconds(call: Callable[[], Any], device: str) -> float:
+    """The seconds of one call, with what it left running on the device."""
     if device == "cuda":
         torch.cuda.synchronize()
     began = time.perf_counter()
-    work()
+    call()
     if device == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - began
 
 
 def measure(case: Case) -> dict[str, Any]:
-    """Ratios, from runs side by side: the best of two of each.
+    """Ratios of runs side by side, from the faster of two runs of each protocol.
 
-    The rate of matrix products is measured before and after each run of ours.
+    The rate of matrix products is measured before and after each batched run.
     """
     models = [build(case, seed) for seed in (0, 1)]
     rows = samples(case)
     scorers = [SampleScorer(model) for model in models]
     few = rows if case.device == "cpu" else rows[: len(rows) // 8]
-    expected, found = one_at_a_time(models, few[:8]), batched(scorers, few[:8], 2048)
-    differ = max(
-        abs(a - b) for x, y in zip(expected, found, strict=True) for a, b in zip(x, y, strict=True)
+    expected, actual = one_at_a_time(models, few[:8]), batched(scorers, few[:8], 2048)
+    largest_difference = max(
+        abs(a - b) for x, y in zip(expected, actual, strict=True) for a, b in zip(x, y, strict=True)
     )
-    times: dict[str, list[float]] = {"one": [], "ours": []}
-    rates = []
+    singly_s, batched_s, rates = [], [], []
     for _ in range(2):
-        times["one"].append(seconds(lambda: one_at_a_time(models, few), case.device))
-        before = matrix_product_rate(models[0])
-        work = lambda: batched(scorers, rows, case.tokens_per_batch)  # noqa: E731
-        times["ours"].append(seconds(work, case.device))
-        rates.append((before + matrix_product_rate(models[0])) / 2)
+        singly_s.append(seconds(lambda: one_at_a_time(models, few), case.device))
+        before = matmul_rate(models[0])
+        batched_s.append(
+            seconds(lambda: batched(scorers, rows, case.tokens_per_batch), case.device)
+        )
+        rates.append((before + matmul_rate(models[0])) / 2)
     tokens = 2 * sum(len(ids) for ids, _ in rows)
-    one = min(times["one"]) * tokens / (2 * sum(len(ids) for ids, _ in few))
-    ours = min(times["ours"])
-    rate = rates[times["ours"].index(ours)]
+    # As if all rows had been scored.
+    singly = min(singly_s) * tokens / (2 * sum(len(ids) for ids, _ in few))
+    best = min(batched_s)
+    rate = rates[batched_s.index(best)]
     return {
-        "times_faster": round(one / ours, 2),
-        "share_of_matrix_product_rate": round(2 * operations(case, rows) / ours / rate, 3),
-        "tokens_per_second": round(tokens / ours),
-        "tokens_per_second_one_at_a_time": round(tokens / one),
+        "times_faster": round(singly / best, 2),
+        "share_of_matrix_product_rate": round(2 * operations(case, rows) / best / rate, 3),
+        "tokens_per_second": round(tokens / best),
+        "tokens_per_second_one_at_a_time": round(tokens / singly),
         "matrix_product_gflops": round(rate / 1e9),
-        "largest_difference": differ,
+        "largest_difference": largest_difference,
     }
 
 
@@ -205,9 +207,9 @@ def main() -> None:
     results: dict[str, Any] = {}
     for name in names:
         results[name] = measure(CASES[name])
-        whole = results.get(name.replace("bf16", "fp32"), results[name])
-        if whole is not results[name]:
-            times = results[name]["tokens_per_second"] / whole["tokens_per_second_one_at_a_time"]
+        in_fp32 = results.get(name.replace("bf16", "fp32"), results[name])
+        if in_fp32 is not results[name]:
+            times = results[name]["tokens_per_second"] / in_fp32["tokens_per_second_one_at_a_time"]
             results[name]["times_faster_than_fp32_one_at_a_time"] = round(times, 2)
         print(name, results[name], flush=True)
         gc.collect()

@@ -47,13 +47,13 @@ def require(ok: bool, line: str) -> None:
 
 
 def user_error_in(error: BaseException) -> UserError | None:
-    """The UserError that `error` tells of, or None where it is a bug.
+    """The UserError that `error` stands for, or None where it is a bug.
 
-    Of what a worker raised, Ray hands on the text and not the object; so the text is what is read.
+    Ray passes on the text of what a worker raised, and not the object; so the text is read.
     """
     text = f"{type(error).__name__}: {error}"
-    if told := re.search(rf"^(?:.*\W)?{re.escape(__name__)}\.\w+: (.+)$", text, re.MULTILINE):
-        return UserError(told.group(1))
+    if match := re.search(rf"^(?:.*\W)?{re.escape(__name__)}\.\w+: (.+)$", text, re.MULTILINE):
+        return UserError(match.group(1))
     for pattern, line in LIMITS.items():
         if re.search(pattern, text, re.MULTILINE):
             return UserError(line)

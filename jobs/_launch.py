@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import hydra
 import ray
@@ -34,19 +35,29 @@ from instructdiff_ray.config.cluster import ClusterConfig
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.config.selection import SelectConfig
 from instructdiff_ray.config.training import CalibrateConfig
+from instructdiff_ray.context import RunContext, list_data, prepare, run_name
+from instructdiff_ray.demo.artifacts import DEMO, demo_model, demo_pool
 from instructdiff_ray.errors import UserError, user_error_in
-from instructdiff_ray.pipeline import Run, run_name
+from instructdiff_ray.models.model import find_model
+from instructdiff_ray.progress import Progress
 from instructdiff_ray.results.console import sweep_table
+from instructdiff_ray.selection.strategies import check_strategy
+from instructdiff_ray.storage.artifacts import Storage
 from instructdiff_ray.storage.filesystem import absolute, is_uri, join
 
 SWEEP = run_name()
 CONF = os.path.join(ROOT, "conf")
 
 
-def launch(stage: Callable[[Run], None]) -> None:
+Stage = Callable[[RunContext], dict[str, Any] | None]
+Check = Callable[[Config], None]
+
+
+def launch(stage: Stage, check: Check | None = None) -> None:
     """Run one stage, or a sweep over it (`-m`), as the command line says; then exit.
 
-    Exit status 0 only when all of it is complete.
+    stage: may give the summary of what it selected; check: of the configuration, before anything
+    starts. Exit status 0 only when all of it is complete.
     """
     # Errors come to us whole, and we print them; Hydra's own printing takes many lines.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -55,22 +66,22 @@ def launch(stage: Callable[[Run], None]) -> None:
     disable_progress_bar()
     ConfigStore.instance().store(name="schema", node=Config)
     failures: list[str] = []
-    points: list[tuple[dict[str, str], dict | None]] = []
+    points: list[tuple[dict[str, str], dict[str, Any] | None]] = []
 
     def task(settings: DictConfig) -> None:
         chosen = dict(o.partition("=")[::2] for o in HydraConfig.get().overrides.task)
         points.append((chosen, None))
         try:
-            points[-1] = (chosen, run_stage(stage, settings).summary)
+            points[-1] = (chosen, run_stage(stage, check, settings))
         except UserError as error:
             failures.append(_say(str(error)))
         except OmegaConfBaseException as error:
             failures.append(_say(_one_line(error)))
         except (OSError, MemoryError, RayError) as error:  # this machine's, or Ray's
-            told = user_error_in(error)
-            if told is None:
+            user_error = user_error_in(error)
+            if user_error is None:
                 raise
-            failures.append(_say(str(told)))
+            failures.append(_say(str(user_error)))
 
     # The demo is what runs when neither data nor model nor domain is named: who names one of them
     # and forgets another should hear of it.
@@ -90,12 +101,31 @@ def launch(stage: Callable[[Run], None]) -> None:
     sys.exit(1 if failures else 0)
 
 
-def run_stage(stage: Callable[[Run], None], settings: DictConfig) -> Run:
-    config = build_config(settings)
-    run = Run(config)
+def run_stage(stage: Stage, check: Check | None, settings: DictConfig) -> dict[str, Any] | None:
+    config, progress = build_config(settings), Progress()
+    if check:
+        check(config)
+    context = prepare(with_demo(config, progress), progress)
     start_ray(config.cluster)
-    stage(run)
-    return run
+    return stage(context)
+
+
+def with_demo(config: Config, progress: Progress) -> Config:
+    """The configuration with the demo's own pool and model in place of the word `demo`.
+
+    They are made where they are not in storage yet, so what can be found wrong before is.
+    """
+    data, model = config.data, config.model
+    storage = Storage(absolute(config.storage))
+    if data.paths == [DEMO]:
+        if model.base != DEMO:
+            find_model(model)
+        data = replace(data, path=demo_pool(storage, progress))
+    if model.base == DEMO:
+        check_strategy(config)
+        list_data(data)
+        model = replace(model, base=demo_model(storage, progress))
+    return replace(config, data=data, model=model)
 
 
 def build_config(settings: DictConfig) -> Config:
@@ -103,8 +133,8 @@ def build_config(settings: DictConfig) -> Config:
     # Merged into the dataclasses once more, for Hydra lets `+name=value` add to them.
     values = OmegaConf.to_container(settings, resolve=True)
     assert isinstance(values, dict)
-    for own in values["domains"].values():
-        _type_domain(own)
+    for domain_settings in values["domains"].values():
+        _type_domain(domain_settings)
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), values))
     assert isinstance(config, Config)
     job = HydraConfig.get()
@@ -116,11 +146,11 @@ def build_config(settings: DictConfig) -> Config:
     return config
 
 
-def _type_domain(own: object) -> None:
+def _type_domain(domain_settings: object) -> None:
     """Gives a domain's own settings the types of the common ones, in place; what is no setting is
     left for the configuration to refuse."""
     schemas = {"calibrate": CalibrateConfig, "select": SelectConfig}
-    for part, given in own.items() if isinstance(own, dict) else ():
+    for part, given in domain_settings.items() if isinstance(domain_settings, dict) else ():
         if part in schemas and isinstance(given, dict):
             typed = OmegaConf.structured(schemas[part])
             for name in given.keys() & typed.keys():
@@ -159,8 +189,8 @@ def _one_line(error: Exception) -> str:
     ):
         group, name, options = choice.groups()
         return f"{group}={name} is not known; choose {', '.join(options.split())}"
-    told = str(error.__cause__ or error).split("full_key:")[0]
-    line = " ".join(told.split())
+    message = str(error.__cause__ or error).split("full_key:")[0]
+    line = " ".join(message.split())
     return f"{key.group(1)}: {line}" if key else line
 
 

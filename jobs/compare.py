@@ -26,12 +26,12 @@ def main() -> None:
     if len(given.run) < 2:
         parser.error("name two runs or more")
     try:
-        found = compare([absolute(path) for path in given.run])
+        comparisons = compare([absolute(path) for path in given.run])
         folder = Folder(absolute(given.output))
-        folder.write_bytes("overlap.png", heat_map(found))
+        folder.write_bytes("overlap.png", heat_map(comparisons))
     except (UserError, OSError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
-    print(aligned_table(as_rows(found), text_columns=3))
+    print(aligned_table(as_rows(comparisons), text_columns=3))
     print(f"\nheat map  {join(folder.path, 'overlap.png')}")
 
 

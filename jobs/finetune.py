@@ -6,20 +6,22 @@ selects from finished scores. The same command line as jobs/run.py finds its poo
 
 from _launch import launch
 
-from instructdiff_ray.pipeline import Run
+from instructdiff_ray.context import RunContext
+from instructdiff_ray.pipeline import finetune_on, ingest_pool, last_round
 from instructdiff_ray.results.compare import selection_of
 from instructdiff_ray.selection.ranking import selected_ids
 
 
-def main(run: Run) -> None:
-    pool = run.finished_pool()
-    if folder := run.config.finetune.selection:
-        chosen = selection_of(folder, pool)
+def main(context: RunContext) -> None:
+    pool = ingest_pool(context, build=False)
+    if folder := context.config.finetune.selection:
+        sample_ids = selection_of(folder, pool)
     else:
-        _, ranking = run.select_finished(pool)
-        chosen = selected_ids(ranking)
-    model = run.finetune(pool, chosen)
-    run.progress.say(f"{run.target.path} trained on {len(chosen):,} samples: {model.trained}")
+        sample_ids = selected_ids(last_round(context, pool, build=False).ranking)
+    model = finetune_on(context, pool, sample_ids)
+    context.progress.say(
+        f"{context.target.path} trained on {len(sample_ids):,} samples: {model.trained}"
+    )
 
 
 if __name__ == "__main__":

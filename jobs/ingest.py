@@ -2,13 +2,14 @@
 
 from _launch import launch
 
-from instructdiff_ray.pipeline import Run
+from instructdiff_ray.context import RunContext
+from instructdiff_ray.pipeline import ingest_pool
 
 
-def main(run: Run) -> None:
-    pool = run.ingest()
+def main(context: RunContext) -> None:
+    pool = ingest_pool(context)
     rejected = sum(pool.counts["rejected"].values())
-    run.progress.say(
+    context.progress.say(
         f"read {pool.counts['read']:,}, rejected {rejected:,}, pool {len(pool):,}:"
         f" {pool.folder.path}"
     )

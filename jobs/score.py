@@ -5,17 +5,18 @@ A baseline needs the pool only.
 
 from _launch import launch
 
-from instructdiff_ray.pipeline import Run
+from instructdiff_ray.context import RunContext
+from instructdiff_ray.pipeline import calibrate_on, ingest_pool, score_pool, training_ids
 
 
-def main(run: Run) -> None:
-    pool = run.finished_pool()
-    if run.strategy.calibrates:
-        run.score(pool, run.finished_model(pool, run.training_ids(pool, run.config.rounds)))
-    else:
-        run.score(pool)
-    passes = ", ".join(f"{role} {count:,}" for role, count in run.work.samples.items())
-    run.progress.say(f"scores of {len(pool):,} samples; forward passes now: {passes}")
+def main(context: RunContext) -> None:
+    pool = ingest_pool(context, build=False)
+    calibrated = None
+    if context.strategy.calibrates:
+        calibrated = calibrate_on(context, pool, training_ids(context, pool), build=False)
+    score_pool(context, pool, calibrated)
+    passes = ", ".join(f"{name} {count:,}" for name, count in context.stats.samples.items())
+    context.progress.say(f"scores of {len(pool):,} samples; forward passes now: {passes}")
 
 
 if __name__ == "__main__":

@@ -4,15 +4,21 @@ InstructDiff's, of round `rounds`, from finished scores: no model runs. A baseli
 lacks of the scores that it needs.
 """
 
+from typing import Any
+
 from _launch import launch
 
-from instructdiff_ray.pipeline import Run
+from instructdiff_ray.context import RunContext
+from instructdiff_ray.pipeline import ingest_pool, last_round
+from instructdiff_ray.results.console import show_result
+from instructdiff_ray.results.outputs import write_round
 
 
-def main(run: Run) -> None:
-    calibrated, ranking = run.select_finished(run.finished_pool())
-    run.write(run.config.rounds, calibrated, ranking)
-    run.show_result()
+def main(context: RunContext) -> dict[str, Any]:
+    pool = ingest_pool(context, build=False)
+    summary = write_round(context, last_round(context, pool, build=False))
+    show_result(context, summary)
+    return summary
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import pytest
 import ray
 import ray.data  # here, for its log handlers keep the stream that stands when it is imported
 import torch
+from hypothesis import HealthCheck, settings
 
 from instructdiff_ray.config.data import ModelConfig
 from instructdiff_ray.demo.model import train_model
@@ -26,6 +27,9 @@ from instructdiff_ray.models.model import Model, find_model
 
 # The models are tiny; more threads than one only wait for each other.
 torch.set_num_threads(1)
+# No test fails for a machine that is slow or busy.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

@@ -1,56 +1,117 @@
-"""Killing on purpose: workers of this test's own Ray, and whole runs of the command line."""
+"""Killing on purpose, at a moment that is held: a model's processes, and whole runs.
+
+A run that is to be hit at some moment is made to wait there. So no test depends on how fast the
+machine is: where its pytest timeout ends one, what was waited for never came.
+"""
 
 from __future__ import annotations
 
+import json
 import os
-import signal
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from instructdiff_ray.config.data import ModelConfig
+from instructdiff_ray.models.model import Model, find_model
 
-def ray_workers(title: str) -> list[psutil.Process]:
-    """Ray's workers below this process that call themselves `ray::<title>…`."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            command = process.cmdline()
-        except psutil.Error:
-            continue
-        if command and command[0].startswith(f"ray::{title}"):
-            found.append(process)
-    return found
+# The few samples on which a scorer tries out a model when it loads it count too. So a gate that is
+# to shut within a block, and not before it, lets this many more through.
+TRIED_OUT = 20
+
+
+def with_custom_code(model: Model, folder: Path, code: str, **settings: object) -> Model:
+    """A copy of the model whose class is `CustomModel` of this code, and whose configuration has
+    these settings besides."""
+    model.load("fp32").save_pretrained(folder)
+    model.load_tokenizer().save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"auto_map": {"AutoModelForCausalLM": "custom.CustomModel"}, **settings}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "custom.py").write_text(code)
+    return find_model(ModelConfig(base=str(folder), trust_remote_code=True))
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Where the forward passes of one model wait, in whatever process, while it is shut."""
+
+    path: Path
+
+    def model(self, model: Model, folder: Path) -> Model:
+        """A copy of the model that waits here."""
+        code = Path(__file__).with_name("gated.py").read_text()
+        gated = with_custom_code(model, folder, code, gate=str(self.path))
+        # Transformers copies the code to its cache when a process first loads it, and not
+        # atomically: here, before several processes do at once.
+        gated.load("fp32")
+        return gated
+
+    def shut(self, after: int) -> None:
+        """Every process may pass with `after` samples, and waits with those that come next."""
+        part = self.path.with_suffix(".part")
+        part.write_text(str(after))
+        part.replace(self.path)
+
+    def open(self) -> None:
+        """Whoever waits may pass; of those that were killed while they did no trace is left."""
+        self.path.unlink(missing_ok=True)
+        for mark in self.marks():
+            mark.unlink(missing_ok=True)
+
+    def marks(self) -> list[Path]:
+        """One for each process that waits, or did when it was killed."""
+        return list(self.path.parent.glob(f"{self.path.name}-*"))
+
+    def arrival(self, ended: Callable[[], bool]) -> psutil.Process | None:
+        """The next process that waits here, each given once; None if it `ended` and none came."""
+        while True:
+            over = ended()  # asked first: what came before the end is there by now
+            for mark in self.marks():
+                with suppress(FileNotFoundError):  # it has passed meanwhile
+                    mark.unlink()
+                    return psutil.Process(int(mark.name.rpartition("-")[2]))
+            if over:
+                return None
+            time.sleep(0.02)
 
 
 @contextmanager
-def killing(title: str, when: Callable[[], bool], times: int = 1) -> Iterator[list[int]]:
-    """While the block runs: `kill -9` of a worker each time that `when` says so.
+def killing(gate: Gate, after: int, times: int = 1, then: int | None = None) -> Iterator[None]:
+    """While the block runs: `kill -9` of a process that waits at the gate, `times` times.
 
-    Gives the list of those killed; fails where the block ended before all were.
+    Ray starts it anew, and it comes to the gate again. At last the gate opens; or it lets `then`
+    samples pass, and the test fails where more come, for what was done is done again.
     """
-    killed: list[int] = []
     done = threading.Event()
 
-    def watch() -> None:
-        while not done.is_set() and len(killed) < times:
-            if when() and (workers := [w for w in ray_workers(title) if w.pid not in killed]):
-                os.kill(workers[0].pid, signal.SIGKILL)
-                killed.append(workers[0].pid)
-            time.sleep(0.01)
+    def kill() -> None:
+        for turn in range(times):
+            process = gate.arrival(done.is_set)
+            assert process, f"the block ended, and {turn} of {times} processes were killed"
+            process.suspend()  # or it would pass with those that are for its successor
+            if then is not None and turn == times - 1:
+                gate.shut(then)
+            process.kill()
+        more = None if then is None else gate.arrival(done.is_set)
+        assert more is None, f"more than {then} samples came after the last kill"
 
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield killed
-    finally:
-        done.set()
-        watcher.join()
-    assert len(killed) == times, f"only {killed} of {times} were killed"
+    gate.shut(after)
+    with ThreadPoolExecutor(1) as threads:
+        killed = threads.submit(kill)
+        killed.add_done_callback(lambda _: gate.open())
+        try:
+            yield
+        finally:
+            done.set()
+    killed.result()
 
 
 @contextmanager
@@ -77,13 +138,13 @@ def end_session(process: subprocess.Popen[bytes], patience_s: float = 3) -> None
         process.wait()
     # Workers have process groups of their own, but share the session.
     while left := _session(process.pid):
-        for each in left:
-            each.kill()
+        for process in left:
+            process.kill()
         psutil.wait_procs(left, timeout=5)
 
 
 def _session(leader: int) -> list[psutil.Process]:
-    return [each for each in psutil.process_iter() if _session_of(each.pid) == leader]
+    return [p for p in psutil.process_iter() if _session_of(p.pid) == leader]
 
 
 def _session_of(pid: int) -> int | None:

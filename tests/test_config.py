@@ -18,10 +18,10 @@ from instructdiff_ray.config.selection import SelectConfig
 from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.pool.sampling import floor_share
+from instructdiff_ray.selection.strategies import check_strategy
 
 NAN, INF = math.nan, math.inf
 IMPOSSIBLE: list[tuple[Callable[..., Any], str, str, list[Any]]] = [
-    (DataConfig, "format", "data.format", ["xml", "JSON", ""]),
     (DataConfig, "over_long", "data.over_long", ["cut", ""]),
     (DataConfig, "limit", "data.limit", [0, -1, NAN]),
     (
@@ -120,8 +120,8 @@ def test_the_share_selected_fits_what_the_shares_rejected_leave() -> None:
     SelectConfig(ratio=0.4, reject_ratio=0.3).check_room()
     too_much = SelectConfig(ratio=0.11, reject_ratio=0.45)
     with pytest.raises(UserError, match=r"select\.ratio=0\.11 .*select\.reject_ratio=0\.45.*0\.1 "):
-        Config(select=too_much)
-    assert Config(select=too_much, strategy="random").select.ratio == 0.11  # has no filter
+        check_strategy(Config(select=too_much))
+    check_strategy(Config(select=too_much, strategy="random"))  # has no filter
 
 
 @settings(deadline=None, max_examples=300, derandomize=True)
@@ -132,7 +132,7 @@ def test_allowed_shares_never_ask_for_more_samples_than_there_are(
     beta, gamma = selected / 1000, rejected / 1000
     exact = Fraction(selected, 1000) + 2 * Fraction(rejected, 1000) <= 1
     try:
-        Config(select=SelectConfig(beta, gamma))
+        check_strategy(Config(select=SelectConfig(beta, gamma)))
     except UserError:
         assert not exact
     else:

@@ -20,9 +20,9 @@ from instructdiff_ray.config.data import DataConfig
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.models.model import Model
-from instructdiff_ray.pool.ingest import ingest, shards
+from instructdiff_ray.pool.ingest import ingest, reader_groups
 from instructdiff_ray.pool.pool import Pool
-from instructdiff_ray.pool.readers import find_files
+from instructdiff_ray.pool.readers import find_files, source_files
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.storage.artifacts import Storage
 
@@ -126,7 +126,9 @@ def write_files(folder: Path, rows: int, seed: int) -> int:
 
 def ingested(folder: Path, storage: Path, model: Model) -> Pool:
     config = Config(data=DataConfig(path=str(folder)), calibrate=CalibrateConfig(max_length=256))
-    return ingest(config, model, Storage(str(storage)), Progress(io.StringIO()))
+    return ingest(
+        config, source_files(config.data), model, Storage(str(storage)), Progress(io.StringIO())
+    )
 
 
 def rows_of(pool: Pool, names: list[str]) -> list[dict[str, Any]]:
@@ -167,7 +169,7 @@ def test_a_folder_of_many_small_files_is_read_by_few_readers(
     for number in range(files):
         row = {"question": f"What is {number}?", "answer": f"It is {number}."}
         (folder / f"{number:05d}.jsonl").write_text(json.dumps(row))
-    assert len(list(shards(find_files([str(folder)])))) == 1
+    assert len(list(reader_groups(find_files([str(folder)])))) == 1
     pool = ingested(folder, tmp_path / "storage", model)
     assert pool.counts["read"] == pool.counts["pool"] == files
     kept = rows_of(pool, pool.parts)

@@ -212,7 +212,6 @@ def test_help_is_given_without_starting_anything() -> None:
         [sys.executable, ROOT / "jobs/run.py", "--help"],
         capture_output=True,
         text=True,
-        timeout=120,
     )
     assert done.returncode == 0
     assert "domain: code, demo, general, math, medical" in done.stdout

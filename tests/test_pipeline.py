@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,14 +17,24 @@ from instructdiff_ray.config.data import DataConfig, ModelConfig
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.config.selection import SelectConfig
 from instructdiff_ray.config.training import CalibrateConfig
+from instructdiff_ray.context import RunContext, prepare
 from instructdiff_ray.demo.pool import write_pool
 from instructdiff_ray.errors import UserError
-from instructdiff_ray.models.encoding import Rendering
+from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.template import Encoded
-from instructdiff_ray.pipeline import Run
+from instructdiff_ray.pipeline import (
+    calibrate_on,
+    draw_warmup,
+    ingest_pool,
+    run_rounds,
+    score_pool,
+    select_samples,
+    training_ids,
+)
 from instructdiff_ray.progress import Progress
+from instructdiff_ray.results.console import show_result
+from instructdiff_ray.results.outputs import write_round
 from instructdiff_ray.sample import Part
-from instructdiff_ray.selection.ranking import selected_ids
 from tests.engine.test_metrics import plain_score
 from tests.selection.test_select import plain_fates
 
@@ -31,27 +42,36 @@ ROWS = 260
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
-def run_method(config: Config) -> Run:
+@dataclass(frozen=True)
+class FinishedRun:
+    """What jobs/run.py leaves: its context, the last summary, and what it printed."""
+
+    context: RunContext
+    summary: dict[str, Any]
+    output: str
+
+    @property
+    def config(self) -> Config:
+        return self.context.config
+
+    @property
+    def folder(self) -> str:
+        return self.context.folder.path
+
+
+def context_of(config: Config) -> RunContext:
+    return prepare(config, Progress(io.StringIO()))
+
+
+def run_method(config: Config) -> FinishedRun:
     """What jobs/run.py does."""
-    run = Run(config, Progress(io.StringIO()))
-    pool = run.ingest()
-    chosen = run.sample_warmup(pool)
-    for k in range(1, config.rounds + 1):
-        calibrated = run.calibrate(pool, chosen)
-        ranking = run.select(pool, run.score(pool, calibrated))
-        run.write(k, calibrated, ranking)
-        chosen = selected_ids(ranking)
-    run.show_result()
-    return run
-
-
-def run_baseline(config: Config) -> Run:
-    """What jobs/run.py does under another strategy."""
-    run = Run(config, Progress(io.StringIO()))
-    pool = run.ingest()
-    run.write(1, None, run.select(pool, run.score(pool)))
-    run.show_result()
-    return run
+    output = io.StringIO()
+    context = prepare(config, Progress(output))
+    pool = ingest_pool(context)
+    for result in run_rounds(context, pool):
+        summary = write_round(context, result)
+    show_result(context, summary)
+    return FinishedRun(context, summary, output.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +92,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, model_folder: str) -> Confi
 
 
 @pytest.fixture(scope="module")
-def run(config: Config, ray_session: None) -> Run:
+def run(config: Config, ray_session: None) -> FinishedRun:
     return run_method(config)
 
 
@@ -85,8 +105,8 @@ def read_json(folder: str, name: str) -> dict:
     return json.loads(Path(folder, name).read_text())
 
 
-def test_the_run_folder_holds_all_that_tools_outside_rely_on(run: Run) -> None:
-    out = run.folder.path
+def test_the_run_folder_holds_all_that_tools_outside_rely_on(run: FinishedRun) -> None:
+    out = run.folder
     ranking = pq.read_table(f"{out}/ranking.parquet")
     assert ranking.column_names == [
         "sample_id",
@@ -119,17 +139,19 @@ def test_the_run_folder_holds_all_that_tools_outside_rely_on(run: Run) -> None:
     assert summary["scoring"]["tokens"] > 0 and summary["scoring"]["tokens_per_second"] > 0
     shares = summary["scoring"]["shares"]
     assert shares.keys() == {"padding", "waited", "matrix_product_rate"}
-    assert all(0 <= share < 1 for share in shares.values())
+    assert 0 <= shares["padding"] < 1 and 0 <= shares["waited"] < 1
+    # Of what the machine reached when the scorer was loaded; it may be less busy by now.
+    assert shares["matrix_product_rate"] > 0
     assert {"ingest", "calibrate", "score", "select", "write"} == summary["seconds"].keys()
     assert {"pool", "calibrated_model", "base_scores", "calibrated_scores"} == set(summary["keys"])
     assert Path(summary["calibrated_model"], "model.safetensors").exists()
     assert "<html" in Path(out, "report/index.html").read_text()
     assert "learning_rate: 0.001" in Path(out, "config.yaml").read_text()
-    assert "selected" in run.progress.stream.getvalue()  # type: ignore[attr-defined]
+    assert "selected" in run.output
 
 
-def test_each_round_has_its_folder_and_the_last_shows_at_the_top(run: Run) -> None:
-    out = Path(run.folder.path)
+def test_each_round_has_its_folder_and_the_last_shows_at_the_top(run: FinishedRun) -> None:
+    out = Path(run.folder)
     for name in ("selected.jsonl", "ranking.parquet", "summary.json", "report/index.html"):
         assert (out / "round-2" / name).read_bytes() == (out / name).read_bytes()
         assert (out / "round-1" / name).exists()
@@ -137,18 +159,18 @@ def test_each_round_has_its_folder_and_the_last_shows_at_the_top(run: Run) -> No
     assert first["calibrated_model"] != second["calibrated_model"]
 
 
-def test_the_second_round_calibrates_on_the_first_rounds_selection(run: Run) -> None:
-    out = Path(run.folder.path)
+def test_the_second_round_calibrates_on_the_first_rounds_selection(run: FinishedRun) -> None:
+    out = Path(run.folder)
     first = selected(out / "round-1/ranking.parquet")
     model = Path(read_json(str(out), "summary.json")["calibrated_model"])
     manifest = read_json(str(model.parents[1]), "manifest.json")
     assert manifest["info"]["samples"] == len(first)
-    pool = run.finished_pool()
-    assert run.training_ids(pool, 2) == first
+    pool = ingest_pool(run.context, build=False)
+    assert training_ids(run.context, pool) == first
 
 
-def test_the_selection_follows_from_the_ranking_and_holds_the_source_rows(run: Run) -> None:
-    out = run.folder.path
+def test_the_selection_follows_from_the_ranking_and_holds_the_source_rows(run: FinishedRun) -> None:
+    out = run.folder
     ranking = pq.read_table(f"{out}/ranking.parquet").to_pylist()
     rows = [(r["sample_id"], r["domain"], r["delta_nll"], r["delta_entropy"]) for r in ranking]
     assert {r["sample_id"]: r["fate"] for r in ranking} == plain_fates(rows, 0.1, 0.1)
@@ -161,38 +183,38 @@ def test_the_selection_follows_from_the_ranking_and_holds_the_source_rows(run: R
     assert places == sorted(places)
 
 
-def test_calibration_teaches_the_format(run: Run) -> None:
-    ranking = pq.read_table(f"{run.folder.path}/round-1/ranking.parquet")
+def test_calibration_teaches_the_format(run: FinishedRun) -> None:
+    ranking = pq.read_table(f"{run.folder}/round-1/ranking.parquet")
     delta_nll = ranking["delta_nll"].to_numpy()
     assert np.mean(delta_nll) < -0.1
     assert np.mean(delta_nll < 0) > 0.75
 
 
-def test_the_same_again_runs_no_model_and_changes_nothing(run: Run, config: Config) -> None:
+def test_the_same_again_runs_no_model_and_changes_nothing(run: FinishedRun, config: Config) -> None:
     names = ("selected.jsonl", "ranking.parquet", "rejects.jsonl", "config.yaml")
-    before = {name: Path(run.folder.path, name).read_bytes() for name in names}
+    before = {name: Path(run.folder, name).read_bytes() for name in names}
     again = run_method(config)
-    assert {name: Path(run.folder.path, name).read_bytes() for name in names} == before
+    assert {name: Path(run.folder, name).read_bytes() for name in names} == before
     assert again.summary["scoring"]["samples_scored"] == {"base": 0, "calibrated": 0}
     assert again.summary["keys"] == run.summary["keys"]
     assert not {"ingest", "calibrate", "score"} & again.summary["seconds"].keys()
 
 
-def test_another_ratio_only_ranks_again(run: Run, config: Config, tmp_path: Path) -> None:
+def test_another_ratio_only_ranks_again(run: FinishedRun, config: Config, tmp_path: Path) -> None:
     once = replace(config, rounds=1)
     wider = replace(once, select=SelectConfig(ratio=0.2), run_dir=str(tmp_path / "wider"))
     result = run_method(wider)
     assert result.summary["scoring"]["samples_scored"] == {"base": 0, "calibrated": 0}
     wide = pq.read_table(tmp_path / "wider/ranking.parquet")
-    narrow = pq.read_table(f"{run.folder.path}/round-1/ranking.parquet")
-    assert set(selected(f"{run.folder.path}/round-1/ranking.parquet")) < set(
+    narrow = pq.read_table(f"{run.folder}/round-1/ranking.parquet")
+    assert set(selected(f"{run.folder}/round-1/ranking.parquet")) < set(
         selected(tmp_path / "wider/ranking.parquet")
     )
     assert wide["delta_nll"].equals(narrow["delta_nll"])
 
 
 def test_a_pool_that_grew_scores_only_what_is_new_under_the_base(
-    run: Run, config: Config, tmp_path: Path
+    run: FinishedRun, config: Config, tmp_path: Path
 ) -> None:
     more = (
         '{"instruction": "Name a colour.", "response": "A colour is blue.", "domain": "general"}\n'
@@ -210,7 +232,7 @@ def test_a_pool_that_grew_scores_only_what_is_new_under_the_base(
 
 
 def test_a_lost_piece_of_a_scores_artifact_is_noticed_and_rebuilt(
-    run: Run, config: Config, tmp_path: Path
+    run: FinishedRun, config: Config, tmp_path: Path
 ) -> None:
     scores = Path(config.storage, "scores", run.summary["keys"]["calibrated_scores"])
     for file in scores.rglob("scores.parquet"):
@@ -219,15 +241,15 @@ def test_a_lost_piece_of_a_scores_artifact_is_noticed_and_rebuilt(
     # The pieces are whole: it is gathered again, without a forward pass.
     assert again.summary["scoring"]["samples_scored"] == {"base": 0, "calibrated": 0}
     assert (tmp_path / "again/selected.jsonl").read_bytes() == (
-        Path(run.folder.path) / "selected.jsonl"
+        Path(run.folder) / "selected.jsonl"
     ).read_bytes()
 
 
 def test_a_baseline_costs_the_passes_that_its_formula_needs_and_no_more(
-    run: Run, config: Config, tmp_path: Path
+    run: FinishedRun, config: Config, tmp_path: Path
 ) -> None:
     ifd, drawn, longest = (
-        run_baseline(replace(config, rounds=1, strategy=name, run_dir=str(tmp_path / name)))
+        run_method(replace(config, rounds=1, strategy=name, run_dir=str(tmp_path / name)))
         for name in ("ifd", "random", "response_length")
     )
     pool = ifd.summary["counts"]["pool"]
@@ -238,7 +260,7 @@ def test_a_baseline_costs_the_passes_that_its_formula_needs_and_no_more(
         assert run.summary["counts"]["selected"] == sum(
             max(1, domain["pool"] // 10) for domain in run.summary["domains"].values()
         )
-    assert run_baseline(ifd.config).summary["scoring"]["samples_scored"]["base"] == 0
+    assert run_method(ifd.config).summary["scoring"]["samples_scored"]["base"] == 0
     table = pq.read_table(tmp_path / "ifd/ranking.parquet")
     assert table["value"].null_count == table["base_nll"].null_count == 0
     assert table["calibrated_nll"].null_count == table["delta_nll"].null_count == table.num_rows
@@ -260,7 +282,7 @@ def test_each_domain_has_its_own_model_and_ratios_where_asked(
         "math": {"calibrate": {"ratio": 0.5, "epochs": 3}, "select": {"ratio": 0.5}},
         "code": {"select": {"reject_ratio": 0.0}},
     }
-    own = replace(
+    per_domain = replace(
         config,
         data=DataConfig(path=files),
         domains=domains,
@@ -269,7 +291,7 @@ def test_each_domain_has_its_own_model_and_ratios_where_asked(
         storage=str(tmp_path / "storage"),
         run_dir=str(tmp_path / "own"),
     )
-    result = run_method(own)
+    result = run_method(per_domain)
     assert result.summary["counts"]["warmup"] == 12 + 4
     table = result.summary["domains"]
     assert {n: (d["pool"], d["selected"]) for n, d in table.items()} == {
@@ -282,11 +304,12 @@ def test_each_domain_has_its_own_model_and_ratios_where_asked(
     ranking = pq.read_table(tmp_path / "own/ranking.parquet").to_pylist()
     assert {r["fate"] for r in ranking if r["domain"] == "code"} == {"selected", "not_top"}
     # Each sample's scores are those of its own domain's model.
-    pool = result.finished_pool()
-    models = result.finished_model(pool, result.sample_warmup(pool))
+    pool = ingest_pool(result.context, build=False)
+    warmup = draw_warmup(result.context, pool)
+    models = calibrate_on(result.context, pool, warmup, build=False)
     assert isinstance(models, dict)
     rows = {row["sample_id"]: row for row in ranking}
-    encoder = Rendering.of(result.config, result.base).encoder()
+    encoder = EncoderSpec.of(result.config, result.context.base).encoder()
     for part in pool.parts:
         for row in pool.folder.read_table(part).to_pylist()[:3]:
             (encoded,) = encoder.encode([[Part(**p) for p in row["parts"]]])
@@ -296,19 +319,21 @@ def test_each_domain_has_its_own_model_and_ratios_where_asked(
             assert rows[row["sample_id"]]["calibrated_nll"] == pytest.approx(nll, abs=1e-4)
 
 
-def test_a_domains_own_share_of_the_warm_up_is_drawn_apart(run: Run, config: Config) -> None:
+def test_a_domains_own_share_of_the_warm_up_is_drawn_apart(
+    run: FinishedRun, config: Config
+) -> None:
     domains = {"math": {"calibrate": {"ratio": 0.5}}}
-    mixed = Run(replace(config, domains=domains, rounds=1), Progress(io.StringIO()))
-    pool = mixed.finished_pool()
-    drawn, sizes = set(mixed.sample_warmup(pool)), pool.domains()
+    mixed = context_of(replace(config, domains=domains, rounds=1))
+    pool = ingest_pool(mixed, build=False)
+    drawn, sizes = set(draw_warmup(mixed, pool)), pool.domains()
     of_math = set(pool.ids_of("math".__eq__))
     assert len(drawn & of_math) == sizes["math"] // 2
     assert len(drawn - of_math) == (len(pool) - sizes["math"]) // 10
     excluded = replace(mixed.config, select=SelectConfig(exclude_warmup=True), domains={})
     result = run_method(replace(excluded, run_dir=f"{config.run_dir}-excluded"))
-    ranking = pq.read_table(f"{result.folder.path}/ranking.parquet").to_pylist()
+    ranking = pq.read_table(f"{result.folder}/ranking.parquet").to_pylist()
     fates = {row["sample_id"]: row["fate"] for row in ranking}
-    warmup = result.sample_warmup(pool)
+    warmup = draw_warmup(result.context, pool)
     assert {fates[i] for i in warmup} <= {"excluded", "below_band", "above_band"}
     assert result.summary["counts"]["excluded"] == list(fates.values()).count("excluded") > 0
 
@@ -316,22 +341,22 @@ def test_a_domains_own_share_of_the_warm_up_is_drawn_apart(run: Run, config: Con
 def test_a_stage_without_its_inputs_says_which_job_makes_them(
     config: Config, tmp_path: Path, model_folder: str
 ) -> None:
-    fresh = Run(replace(config, storage=str(tmp_path)), Progress(io.StringIO()))
+    fresh = context_of(replace(config, storage=str(tmp_path)))
     with pytest.raises(UserError, match=r"run jobs/ingest\.py first"):
-        fresh.finished_pool()
+        ingest_pool(fresh, build=False)
 
 
-def test_too_small_a_warm_up_share_is_refused_in_one_line(run: Run, config: Config) -> None:
+def test_too_small_a_warm_up_share_is_refused_in_one_line(run: FinishedRun, config: Config) -> None:
     tiny = replace(config, calibrate=replace(config.calibrate, ratio=1e-6))
     with pytest.raises(UserError, match=r"calibrate\.ratio=1e-06 of \d+ samples leaves no"):
         run_method(tiny)
 
 
 def test_zip_goes_the_whole_way_and_its_page_shows_what_was_picked(
-    run: Run, config: Config, tmp_path: Path
+    run: FinishedRun, config: Config, tmp_path: Path
 ) -> None:
     once = replace(config, rounds=1, strategy="zip_unique", run_dir=str(tmp_path / "zip"))
-    result = run_baseline(once)
+    result = run_method(once)
     assert result.summary["counts"]["selected"] == sum(
         max(1, domain["pool"] // 10) for domain in result.summary["domains"].values()
     )
@@ -341,14 +366,14 @@ def test_zip_goes_the_whole_way_and_its_page_shows_what_was_picked(
 
 
 def test_a_selection_of_nothing_is_told_and_not_written(
-    run: Run, config: Config, tmp_path: Path
+    run: FinishedRun, config: Config, tmp_path: Path
 ) -> None:
     select = SelectConfig(exclude_warmup=True)
     whole = replace(config.calibrate, ratio=1.0)
-    pool = run.finished_pool()
+    pool = ingest_pool(run.context, build=False)
     nothing = replace(config, rounds=1, calibrate=whole, select=select, run_dir=str(tmp_path))
-    barred = Run(nothing, Progress(io.StringIO()))
-    calibrated = run.finished_model(pool, run.sample_warmup(pool))
-    scores = run.finished_scores(pool, calibrated)
+    warmup = draw_warmup(run.context, pool)
+    calibrated = calibrate_on(run.context, pool, warmup, build=False)
+    scores = score_pool(run.context, pool, calibrated, build=False)
     with pytest.raises(UserError, match="strategy=instructdiff selects nothing"):
-        barred.select(pool, scores)
+        select_samples(context_of(nothing), pool, scores)

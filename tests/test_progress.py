@@ -127,7 +127,7 @@ def test_real_time_gives_a_speed_and_not_an_error() -> None:
     log = io.StringIO()
     with Progress(log, log_every_s=0).stage("score", "rows", 10) as stage:
         stage.add(10)
-    assert re.fullmatch(r"score         10 rows in 0 s \([\d,]+/s\)", log.getvalue().split("\n")[2])
+    assert re.fullmatch(r"score         10 rows in .+ \([\d,.]+/s\)", log.getvalue().split("\n")[2])
 
 
 @pytest.mark.parametrize(

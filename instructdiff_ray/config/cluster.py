@@ -1,4 +1,4 @@
-"""Where the work runs, typed and checked: a part of the configuration that changes no result."""
+"""Where the work runs: `cluster`. Of it only `precision` changes results, and is in their keys."""
 
 from __future__ import annotations
 

@@ -36,11 +36,6 @@ class DataConfig:
     max_reject_ratio: float = 0.5
 
     def __post_init__(self) -> None:
-        known = ("json", "jsonl", "parquet", "csv")
-        require(
-            self.format is None or self.format in known,
-            f"data.format={self.format} is not known; use one of {', '.join(known)}",
-        )
         require(
             self.over_long in ("reject", "truncate"),
             f"data.over_long={self.over_long} is not known; use reject or truncate",

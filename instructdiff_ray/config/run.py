@@ -10,7 +10,6 @@ from instructdiff_ray.config.data import DataConfig, ModelConfig, TemplateConfig
 from instructdiff_ray.config.selection import BaselineConfig, SelectConfig
 from instructdiff_ray.config.training import CalibrateConfig, EvaluateConfig, FinetuneConfig
 from instructdiff_ray.errors import UserError, require
-from instructdiff_ray.selection.strategies import STRATEGIES
 
 # What can't differ between the domains of one pool.
 ALL_DOMAINS_CALIBRATE = ("max_length", "per_domain")
@@ -24,7 +23,7 @@ class Config:
     domain: name of the domain whose hyper-parameters are in force; labels rows without their own.
     domains: by name, what a domain of a mixed pool has of its own: `calibrate` and `select`, each
         with some settings of CalibrateConfig or SelectConfig.
-    strategy: what ranks the pool: `instructdiff`, or a baseline (strategies.py names them).
+    strategy: what ranks the pool: `instructdiff`, or a baseline of selection/strategies.py.
     rounds: K of Algorithm 1.
     storage: root of all artifacts, shared by runs; local path or URI.
     run_dir: where this run's outputs go; None makes `storage/runs/<time>`.
@@ -49,15 +48,6 @@ class Config:
 
     def __post_init__(self) -> None:
         require(
-            self.strategy in STRATEGIES,
-            f"strategy={self.strategy} is not known; use one of {', '.join(STRATEGIES)}",
-        )
-        require(
-            self.rounds == 1 or STRATEGIES[self.strategy].calibrates,
-            f"rounds={self.rounds} makes no sense with strategy={self.strategy}, which calibrates"
-            " no model; use rounds=1",
-        )
-        require(
             not (self.calibrate.lora_rank and self.cluster.train.fsdp),
             "cluster.train.fsdp=true and calibrate.lora_rank don't go together; leave out one",
         )
@@ -69,16 +59,8 @@ class Config:
             f"calibrate.global_batch_size={batch} can't be split over"
             f" cluster.train.workers={workers}; make it a multiple",
         )
-        if STRATEGIES[self.strategy].calibrates:  # or nothing is filtered
-            self.select.check_room()
-        for name, own in self.domains.items():
-            self._check_domain(name, own)
-        require(
-            STRATEGIES[self.strategy].value is not None
-            or not (self.excludes("warmup") or self.excludes("mismatched")),
-            f"strategy={self.strategy} goes by the whole set and can exclude no sample from it;"
-            " leave out select.exclude_warmup and select.exclude_mismatched",
-        )
+        for name, settings in self.domains.items():
+            self._check_domain(name, settings)
 
     def select_of(self, domain: str) -> SelectConfig:
         """How this domain is filtered and ranked."""
@@ -86,7 +68,9 @@ class Config:
 
     def domains_with(self, part: str, name: str) -> set[str]:
         """Domains that have a value of their own for this setting."""
-        return {domain for domain, own in self.domains.items() if name in own.get(part, {})}
+        return {
+            domain for domain, settings in self.domains.items() if name in settings.get(part, {})
+        }
 
     def excludes(self, what: str) -> bool:
         """Whether samples of any domain are excluded for being `warmup` or `mismatched`."""
@@ -97,20 +81,20 @@ class Config:
         """How this domain's own model is calibrated, and the share of the warm-up subset in it."""
         return replace(self.calibrate, **self.domains.get(domain, {}).get("calibrate", {}))
 
-    def _check_domain(self, name: str, own: Any) -> None:
+    def _check_domain(self, name: str, settings: Any) -> None:
         where = f"domains.{name}"
         require(
-            isinstance(own, dict) and set(own) <= {"calibrate", "select"},
+            isinstance(settings, dict) and set(settings) <= {"calibrate", "select"},
             f"{where} may hold `calibrate` and `select`",
         )
         for part, common in (("calibrate", ALL_DOMAINS_CALIBRATE), ("select", ALL_DOMAINS_SELECT)):
-            require(isinstance(own.get(part, {}), dict), f"{where}.{part} must hold settings")
+            require(isinstance(settings.get(part, {}), dict), f"{where}.{part} must hold settings")
             known = {f.name for f in fields(getattr(self, part))}
-            for key in own.get(part, {}):
+            for key in settings.get(part, {}):
                 require(key in known, f"{where}.{part}.{key} is not a setting")
                 require(key not in common, f"{part}.{key} is one for all domains, set it there")
         try:
-            own_select, own_calibrate = self.select_of(name), self.calibrate_of(name)
-            replace(self, select=own_select, calibrate=own_calibrate, domains={})
+            select, calibrate = self.select_of(name), self.calibrate_of(name)
+            replace(self, select=select, calibrate=calibrate, domains={})
         except UserError as error:
             raise UserError(f"{where}: {error}") from None

@@ -56,14 +56,16 @@ class SelectConfig:
             f"select.min_samples={low} is more than select.max_samples={high}",
         )
 
-    def check_room(self) -> None:
-        """Raises UserError where the filter, if there is one, leaves less than the ratio."""
+    def check_room(self, where: str = "") -> None:
+        """Raises UserError where the filter, if there is one, leaves less than the ratio; `where`
+        begins its message."""
         room = 1 - 2 * self.reject_ratio
         require(
             # 1 − 2γ is rounded: γ = 0.45 with β = 0.1 is exact on paper and must pass.
             self.ratio <= room or math.isclose(self.ratio, room),
-            f"select.ratio={self.ratio} is more than select.reject_ratio={self.reject_ratio} leaves"
-            f" ({room:g} of the pool); lower one of them",
+            f"{where}select.ratio={self.ratio} is more than"
+            f" select.reject_ratio={self.reject_ratio} leaves ({room:g} of the pool);"
+            " lower one of them",
         )
 
 

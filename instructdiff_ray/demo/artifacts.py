@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from instructdiff_ray.demo.pool import prose, write_pool
 from instructdiff_ray.progress import Progress, Stage
-from instructdiff_ray.storage.artifacts import Finished, Storage, make_key
+from instructdiff_ray.storage.artifacts import FinishedArtifact, Storage, make_key
 
 DEMO = "demo"  # stands for them in data.path and model.base
 VERSION = 1  # of both generators; raise it when they make something else
@@ -47,16 +47,16 @@ def _show(stage: Stage) -> Callable[[int, int, float], None]:
 
 def _made_once(
     storage: Storage, kind: str, unit: str, make: Callable[[str, Stage], None], progress: Progress
-) -> Finished:
+) -> FinishedArtifact:
     """make: fills a local folder, whose files become the artifact's."""
     inputs = {"version": VERSION}
     artifact = storage.artifact(kind, make_key(**inputs))
-    with artifact.turn(progress.say) as finished:
+    with artifact.lock(progress.say) as finished:
         if finished is None:
             name = kind.replace("-", " ")
-            with artifact.attempt() as attempt, progress.stage(name, unit) as stage:
+            with artifact.writer() as writer, progress.stage(name, unit) as stage:
                 with tempfile.TemporaryDirectory() as folder:
                     make(folder, stage)
-                    attempt.folder.upload(folder)
-                finished = attempt.finish(inputs, {})
+                    writer.folder.upload(folder)
+                finished = writer.finish(inputs, {})
     return finished

@@ -32,14 +32,14 @@ def token_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
 class Batch:
     """Encoded samples one behind the other, on a device; all models score the same one.
 
-    tokens, places: [tokens], ids and positions within their sample; starts: [samples + 1] int32,
+    tokens, positions: [tokens], ids, and places within their sample; starts: [samples + 1] int32,
     where each sample begins, and the end; lengths: of the samples, for Python.
     contexts: [scored], where in `tokens` the context of each scored token ends; targets: [scored],
     its id; rows: [scored], its sample; counts: [samples], how many of each are scored.
     """
 
     tokens: Tensor
-    places: Tensor
+    positions: Tensor
     starts: Tensor
     lengths: list[int]
     contexts: Tensor
@@ -65,7 +65,7 @@ class Batch:
         scored = np.flatnonzero(np.concatenate(response))
         arrays = {
             "tokens": tokens,
-            "places": np.arange(len(tokens)) - starts[sample],
+            "positions": np.arange(len(tokens)) - starts[sample],
             "starts": starts.astype(np.int32),
             "contexts": scored - 1,
             "targets": tokens[scored],
@@ -84,7 +84,7 @@ class Batch:
             self.starts.diff(),
             output_size=len(self.tokens),
         )
-        where = sample * longest + self.places
+        where = sample * longest + self.positions
         tokens = self.tokens.new_zeros(len(self.lengths) * longest)
         tokens[where] = self.tokens
         return tokens.view(len(self.lengths), longest), where

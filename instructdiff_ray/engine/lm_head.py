@@ -46,8 +46,8 @@ class _Given(nn.Module):
         return self.kind(last_hidden_state=inputs_embeds)
 
 
-def own_head(model: PreTrainedModel, words: int) -> list[Tile] | None:
-    """What the model does to its last hidden states, in tiles of about `words` words.
+def output_head(model: PreTrainedModel, words: int) -> list[Tile] | None:
+    """What the model does to its last hidden states, in tiles of about `words` words each.
 
     It is compared with the model's own logits on a few tokens; None where they differ or the model
     is not built of a body and a head.
@@ -61,12 +61,12 @@ def own_head(model: PreTrainedModel, words: int) -> list[Tile] | None:
         try:
             body = model.base_model(input_ids=tokens, use_cache=False)
             tiles = _tiles(model, type(body), words)
-            found = torch.cat([tile.logits(body.last_hidden_state[0]) for tile in tiles], -1)
+            tiled = torch.cat([tile.logits(body.last_hidden_state[0]) for tile in tiles], -1)
         except UNLIKE:
             return None
     tolerance = 1e-5 if model.dtype == torch.float32 else 2e-2
-    same = found.shape == expected.shape and torch.allclose(
-        found.float(), expected, rtol=tolerance, atol=tolerance
+    same = tiled.shape == expected.shape and torch.allclose(
+        tiled.float(), expected, rtol=tolerance, atol=tolerance
     )
     return tiles if same else None
 

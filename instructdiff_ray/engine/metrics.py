@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from instructdiff_ray.engine.batch import Batch
-from instructdiff_ray.engine.lm_head import Tile, own_head
+from instructdiff_ray.engine.lm_head import Tile, output_head
 from instructdiff_ray.engine.packing import pack, packed_hidden
 from instructdiff_ray.engine.throughput import operations_per_token
 from instructdiff_ray.models.rating import token_rating
@@ -62,17 +62,18 @@ class Statistics:
 
 def add_up(
     logits: Tensor,
-    places: Tensor,
+    columns: Tensor,
     largest: Tensor,
     total: Tensor,
     weighted: Tensor,
     target_logits: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The sums m, s, u and the targets' logits with one tile more. places: of the targets in it."""
+    """The sums m, s, u and the targets' logits with one tile more. columns: of the targets in the
+    tile; outside of it where another tile has them."""
     logits = logits.float()
     last = logits.shape[-1] - 1
-    found = logits.gather(-1, places.clamp(0, last).unsqueeze(-1)).squeeze(-1)
-    target_logits = torch.where((places >= 0) & (places <= last), found, target_logits)
+    gathered = logits.gather(-1, columns.clamp(0, last).unsqueeze(-1)).squeeze(-1)
+    target_logits = torch.where((columns >= 0) & (columns <= last), gathered, target_logits)
     logits = logits.clamp_min_(MASKED)  # behind the targets: a masked one has no finite NLL
     now = torch.maximum(largest, logits.amax(-1))
     risen = largest - now
@@ -121,7 +122,7 @@ class SampleScorer:
         self.device = next(model.parameters()).device
         self.slice = SLICE_POSITIONS[self.device.type]
         row = TILE_BYTES[self.device.type] // self.slice
-        self.head = own_head(model, row // model.dtype.itemsize)
+        self.head = output_head(model, row // model.dtype.itemsize)
         self.packed = self.head is not None and pack(model)
         self.operations = operations_per_token(model)
 
@@ -139,8 +140,8 @@ class SampleScorer:
             hidden = self._hidden(batch)[batch.contexts].split(self.slice)
             targets = batch.targets.split(self.slice)
             scored = [
-                self._measure_tiles(self.head, some, their)
-                for some, their in zip(hidden, targets, strict=True)
+                self._measure_tiles(self.head, hidden_slice, target_slice)
+                for hidden_slice, target_slice in zip(hidden, targets, strict=True)
             ]
         return _mean_by_row(torch.cat(scored, dim=1), batch)
 
@@ -176,9 +177,9 @@ class SampleScorer:
         contexts = (batch.contexts - batch.starts[batch.rows]).split(counts)
         samples = batch.tokens.split(batch.lengths)
         targets = batch.targets.split(counts)
-        for tokens, where, their in zip(samples, contexts, targets, strict=True):
+        for tokens, positions, sample_targets in zip(samples, contexts, targets, strict=True):
             logits = self.model(input_ids=tokens[None], use_cache=False).logits
-            yield logits[0, where], their
+            yield logits[0, positions], sample_targets
 
 
 def _mean_by_row(values: Tensor, batch: Batch) -> Tensor:

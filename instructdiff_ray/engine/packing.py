@@ -72,11 +72,11 @@ def attend(
         return attended[None], None
     sizes = cu_seq_lens_q.diff().tolist()
     queries, keys, values = (x.split(sizes, dim=2) for x in (query, key, value))
-    each = [
+    outputs = [
         _attend_alone(q, k, v, scaling, window)
         for q, k, v in zip(queries, keys, values, strict=True)
     ]
-    return torch.cat(each, dim=2).transpose(1, 2), None
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 
 def _has_window(module: nn.Module) -> bool:
@@ -118,7 +118,7 @@ def pack(model: PreTrainedModel) -> bool:
     vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
     # Any tokens do; a stride spreads them over the vocabulary.
     ids = np.split(np.arange(sum(CHECK_LENGTHS)) * 7919 % vocabulary, np.cumsum(CHECK_LENGTHS)[:-1])
-    batch = Batch.of(ids, [np.ones(len(some), bool) for some in ids], model.device)
+    batch = Batch.of(ids, [np.ones(len(sample), bool) for sample in ids], model.device)
     with torch.inference_mode():
         tokens, where = batch.padded()
         expected = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
@@ -140,7 +140,7 @@ def packed_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Last hidden states, [tokens, width], of a model that packs."""
     body = model.base_model(
         input_ids=batch.tokens[None],
-        position_ids=batch.places[None],
+        position_ids=batch.positions[None],
         cu_seq_lens_q=batch.starts,
         max_length_q=max(batch.lengths),
         use_cache=False,

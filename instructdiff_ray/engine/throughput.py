@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Usage:
+class Throughput:
     """What a scorer, or all of them, did.
 
     busy_s, waited_s: seconds in forward passes, and between two blocks; tokens, padded_tokens: of
     all passes, without and with padding; operations: of their matrix products, padding left out;
-    possible: what a matrix product alone would have reached in `busy_s`.
+    possible: operations that matrix products alone would have reached in `busy_s`.
     """
 
     busy_s: float = 0.0
@@ -32,7 +32,7 @@ class Usage:
     operations: float = 0.0
     possible: float = 0.0
 
-    def add(self, other: Usage) -> None:
+    def add(self, other: Throughput) -> None:
         """Count in what another did."""
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
@@ -59,10 +59,10 @@ def keep_freed_memory() -> None:
         libc.mallopt(MMAP_THRESHOLD, 32 << 20)  # the most that it takes
 
 
-def matrix_product_rate(model: PreTrainedModel) -> float:
+def matmul_rate(model: PreTrainedModel) -> float:
     """Operations a second in products like those of this model, where it is: the median of a few
     measurements, for the best of them is what no machine keeps up."""
-    import torch  # here, for whoever counts usage alone has no need of it
+    import torch  # here: the driver, which only adds up, has no need of it
 
     device, width = model.device, getattr(model.config.get_text_config(), "hidden_size", 1024)
     # On a GPU several at once, so that starting them costs nothing.

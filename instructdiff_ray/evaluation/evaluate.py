@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import fmean, stdev
 from textwrap import wrap
@@ -19,17 +19,20 @@ from textwrap import wrap
 import numpy as np
 from matplotlib.figure import Figure
 
+from instructdiff_ray.context import RunContext
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.evaluation.lm_eval import benchmark
+from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.model import Model
-from instructdiff_ray.pipeline import Run
-from instructdiff_ray.pool.partition import id_array
-from instructdiff_ray.pool.pool import Pool, among
+from instructdiff_ray.pipeline import finetune_on, ingest_pool, last_round
+from instructdiff_ray.pool.partition import among, id_array
+from instructdiff_ray.pool.pool import Pool
 from instructdiff_ray.pool.sampling import lowest_draws
 from instructdiff_ray.results.compare import ALL
-from instructdiff_ray.scoring.forwards import Forward
-from instructdiff_ray.scoring.stage import Work, score
-from instructdiff_ray.scoring.store import SCORES
+from instructdiff_ray.scoring.spec import ScoreSpec
+from instructdiff_ray.scoring.stage import score
+from instructdiff_ray.scoring.stats import ScoringStats
+from instructdiff_ray.selection.ranking import selected_ids
 from instructdiff_ray.storage.filesystem import Folder
 
 MOST_FIELDS = 12
@@ -53,26 +56,26 @@ class Trained:
         return {f"NLL {name}": value for name, value in self.nll.items()} | self.benchmarks
 
 
-def evaluate(run: Run, select: Callable[[Run, Pool], list[str]]) -> list[Trained]:
-    """All arms, all seeds. select: gives the ids that a run selects from a pool."""
-    config = run.config
-    held_out, rest = run.ingest().divide(config.evaluate.holdout, config.seed)
+def evaluate(context: RunContext) -> list[Trained]:
+    """All arms, all seeds: what the configured strategy selects, random samples, and all."""
+    config = context.config
+    held_out, rest = ingest_pool(context).divide(config.evaluate.holdout, config.seed)
 
     def judge(arm: str, seed: int, ids: list[str], model: Model) -> Trained:
-        nll = held_out_nll(run, held_out, model)
-        results = benchmark(config, model, run.storage, run.progress)
+        nll = held_out_nll(context, held_out, model)
+        results = benchmark(config, model, context.storage, context.progress)
         return Trained(arm, seed, len(ids), response_tokens(rest, ids), nll, results)
 
     # First, for what can't be scored or run is then known before anything is trained.
-    found = [judge(UNTRAINED, config.seed, [], run.target)]
+    results = [judge(UNTRAINED, config.seed, [], context.target)]
     for seed in range(config.seed, config.seed + config.evaluate.seeds):
-        one = run.with_seed(seed)
-        chosen = select(one, rest)
+        seeded = context.with_seed(seed)
+        chosen = selected_ids(last_round(seeded, rest).ranking)
         arms = {SELECTED: chosen, RANDOM: as_many(rest, chosen, seed), FULL: list(rest.ids())}
         for arm, ids in arms.items():
-            run.progress.say(f"seed {seed}, {arm}: {len(ids):,} samples")
-            found.append(judge(arm, seed, ids, one.finetune(rest, ids)))
-    return found
+            context.progress.say(f"seed {seed}, {arm}: {len(ids):,} samples")
+            results.append(judge(arm, seed, ids, finetune_on(seeded, rest, ids)))
+    return results
 
 
 def as_many(pool: Pool, chosen: Sequence[str], seed: int) -> list[str]:
@@ -94,12 +97,13 @@ def response_tokens(pool: Pool, ids: Sequence[str]) -> int:
     return total
 
 
-def held_out_nll(run: Run, held_out: Pool, model: Model) -> dict[str, float]:
+def held_out_nll(context: RunContext, held_out: Pool, model: Model) -> dict[str, float]:
     """NLL of all response tokens of each domain, and of all, under the model."""
-    forwards = {"held_out": Forward(model, run.target_rendering())}
-    scores = score(run.config, held_out, forwards, run.storage, run.progress, Work())["held_out"]
+    spec = ScoreSpec("held_out", model, EncoderSpec.of(context.config, context.target))
+    stats = ScoringStats()  # apart from what selecting costs
+    scores = score(context.config, held_out, [spec], context.storage, context.progress, stats)
     sums: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(2))
-    tables = scores.folder.read_row_groups(SCORES, ["nll", "response_tokens", "reason"])
+    tables = scores[spec.name].read(["nll", "response_tokens", "reason"])
     for index, rows in zip(held_out.index(["domain"]), tables, strict=True):
         if rows["nll"].null_count:  # or arms would be compared over different samples
             reasons = ", ".join(sorted(set(rows["reason"].drop_null().to_pylist())))
@@ -110,30 +114,30 @@ def held_out_nll(run: Run, held_out: Pool, model: Model) -> dict[str, float]:
         nll, tokens = rows["nll"].to_numpy(), rows["response_tokens"].to_numpy()
         names = np.array(index["domain"].to_pylist())
         for name in np.unique(names):
-            own = names == name
+            mask = names == name
             for key in (name, ALL):
-                sums[str(key)] += [float((nll * tokens)[own].sum()), float(tokens[own].sum())]
+                sums[str(key)] += [float((nll * tokens)[mask].sum()), float(tokens[mask].sum())]
     if len(sums) == 2:  # one domain is all
         del sums[ALL]
     return {name: float(total / count) for name, (total, count) in sorted(sums.items())}
 
 
-def by_arm(found: Sequence[Trained]) -> dict[str, list[Trained]]:
+def by_arm(results: Sequence[Trained]) -> dict[str, list[Trained]]:
     """Results of each arm, in the order of their coming."""
     arms: dict[str, list[Trained]] = defaultdict(list)
-    for one in found:
-        arms[one.arm].append(one)
+    for result in results:
+        arms[result.arm].append(result)
     return dict(arms)
 
 
-def as_rows(found: Sequence[Trained]) -> list[list[str]]:
+def as_rows(results: Sequence[Trained]) -> list[list[str]]:
     """A table with its head: mean ± standard deviation over the seeds."""
-    names = list(found[0].results())
+    names = list(results[0].results())
     rows = [["trained on", "samples", "response tokens", "seeds", *names]]
-    for arm, results in by_arm(found).items():
-        sizes = (fmean(one.samples for one in results), fmean(one.tokens for one in results))
-        cells = [_spread([one.results()[name] for one in results]) for name in names]
-        rows.append([arm, *(f"{size:,.0f}" for size in sizes), str(len(results)), *cells])
+    for arm, seeds in by_arm(results).items():
+        sizes = (fmean(seed.samples for seed in seeds), fmean(seed.tokens for seed in seeds))
+        cells = [_spread([seed.results()[name] for seed in seeds]) for name in names]
+        rows.append([arm, *(f"{size:,.0f}" for size in sizes), str(len(seeds)), *cells])
     return rows
 
 
@@ -142,14 +146,14 @@ def _spread(values: Sequence[float]) -> str:
     return f"{fmean(values):.4f}{deviation}"
 
 
-def plot(found: Sequence[Trained]) -> bytes:
+def plot(results: Sequence[Trained]) -> bytes:
     """A PNG: each result a dot, the mean of each arm a line; a field for each domain and metric, of
     which the first are drawn."""
-    names, arms = list(found[0].results())[:MOST_FIELDS], by_arm(found)
+    names, arms = list(results[0].results())[:MOST_FIELDS], by_arm(results)
     figure = Figure(figsize=(0.6 + 2.6 * len(names), 3.2), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for place, trained in enumerate(arms.values()):
-            values = [one.results()[name] for one in trained]
+            values = [result.results()[name] for result in trained]
             axes.plot([place] * len(values), values, "o", color="#7b8794", markersize=5)
             axes.hlines(fmean(values), place - 0.3, place + 0.3, color="#d9730d")
         axes.set_xticks(range(len(arms)), list(arms), rotation=30, ha="right", fontsize=8)
@@ -162,9 +166,9 @@ def plot(found: Sequence[Trained]) -> bytes:
     return buffer.getvalue()
 
 
-def write(folder: Folder, found: Sequence[Trained], about: Mapping[str, object]) -> None:
+def write(folder: Folder, results: Sequence[Trained], about: Mapping[str, object]) -> None:
     """Leave `evaluation.png`, and last `evaluation.json`."""
-    folder.write_bytes("evaluation.png", plot(found))
-    results = [asdict(one) for one in found]
-    text = json.dumps({**about, "results": results}, indent=2, ensure_ascii=False)
+    folder.write_bytes("evaluation.png", plot(results))
+    rows = [asdict(result) for result in results]
+    text = json.dumps({**about, "results": rows}, indent=2, ensure_ascii=False)
     folder.write_bytes("evaluation.json", f"{text}\n".encode())

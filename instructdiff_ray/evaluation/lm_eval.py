@@ -53,12 +53,12 @@ def benchmark(
     The results of a task that lm-eval knows are an artifact; those of a file, which may go by other
     files, are not. Raises UserError where the harness can't run a task.
     """
-    found: dict[str, float] = {}
+    results: dict[str, float] = {}
     for task in config.evaluate.tasks:
         running = f"{task}: {model.trained}"
         if Path(task).is_file():
             progress.say(running)
-            found.update(_run_remotely(config, model, os.path.abspath(task)))
+            results.update(_run_remotely(config, model, os.path.abspath(task)))
             continue
         inputs = {
             "version": VERSION,
@@ -69,14 +69,14 @@ def benchmark(
             "chat": config.template.chat,
         }
         artifact = storage.artifact("benchmarks", make_key(**inputs))
-        with artifact.turn(progress.say) as finished:
+        with artifact.lock(progress.say) as finished:
             if finished is None:
                 progress.say(running)
-                results = _run_remotely(config, model, task)
-                with artifact.attempt() as attempt:
-                    finished = attempt.finish(inputs, results)
-        found.update(finished.info)
-    return found
+                metrics_of_task = _run_remotely(config, model, task)
+                with artifact.writer() as writer:
+                    finished = writer.finish(inputs, metrics_of_task)
+        results.update(finished.info)
+    return results
 
 
 def _run_remotely(config: Config, model: Model, task: str) -> dict[str, float]:
@@ -84,14 +84,14 @@ def _run_remotely(config: Config, model: Model, task: str) -> dict[str, float]:
     # A machine whose memory ends would get the same task again, without end.
     run = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(run_task)
     try:
-        found: Any = ray.get(
+        results: Any = ray.get(
             run.remote(model, task, config.cluster.precision, gpus > 0, config.template.chat)
         )
     except ray.exceptions.RayTaskError as error:
-        if told := user_error_in(error):
-            raise told from None
+        if user_error := user_error_in(error):
+            raise user_error from None
         raise
-    return dict(found)
+    return dict(results)
 
 
 def run_task(model: Model, task: str, precision: str, on_gpu: bool, chat: bool) -> dict[str, float]:
@@ -133,19 +133,19 @@ def metrics(results: Mapping[str, Any], task: str) -> dict[str, float]:
     """`task metric` → value, from what the harness returns: of the task or group of that name, or
     else of all tasks that the name or file stands for. Raises UserError where there is none."""
     rows = results["results"]
-    found = _metrics_of(task, rows.get(task, {}))
-    if not found:
+    values = _metrics_of(task, rows.get(task, {}))
+    if not values:
         for name, row in rows.items():
-            found.update(_metrics_of(name, row))
-    require(bool(found), f"evaluate.tasks: {task} gives no metric that is a number")
-    return found
+            values.update(_metrics_of(name, row))
+    require(bool(values), f"evaluate.tasks: {task} gives no metric that is a number")
+    return values
 
 
 def _metrics_of(name: str, row: Mapping[str, Any]) -> dict[str, float]:
-    found = {}
+    values = {}
     for key, value in row.items():
         metric, comma, filtered = key.partition(",")
         if comma and not metric.endswith("_stderr") and isinstance(value, float):
-            own = "" if filtered == "none" else f" ({filtered})"
-            found[f"{name} {metric}{own}"] = value
-    return found
+            suffix = "" if filtered == "none" else f" ({filtered})"
+            values[f"{name} {metric}{suffix}"] = value
+    return values

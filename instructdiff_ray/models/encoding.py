@@ -1,4 +1,4 @@
-"""What determines the tokens of a sample; ingest, calibration and scoring share one.
+"""What determines the tokens of a sample: ingest, calibration and scoring share it.
 
 Some baselines look at a sample in another form: its response alone, or the question for its rating.
 """
@@ -22,13 +22,20 @@ from instructdiff_ray.sample import Part, Reject
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+# Of how a sample becomes tokens; raise it when the same sample gives others, and whatever was
+# computed from tokens is computed anew.
+VERSION = 1
+
 LIKELIHOOD = ("nll", "entropy")
 RATING = ("rating",)
 
 
 @dataclass(frozen=True)
-class Rendering:
-    """A model's tokenizer, a template, and how many tokens of a sample are taken at most.
+class EncoderSpec:
+    """How a sample becomes tokens: a tokenizer, a template, and a maximum length.
+
+    model: whose tokenizer it is.
+    max_length: in tokens.
 
     truncate: cut a longer sample off instead of rejecting it.
     form: of the sample: `whole`, `response` (its response alone), or `rating` (the question for its
@@ -43,18 +50,20 @@ class Rendering:
     wording: int = 0
 
     @classmethod
-    def of(cls, config: Config, model: Model) -> Rendering:
-        """The configured rendering; a model that sees fewer positions lowers the maximum length."""
+    def of(cls, config: Config, model: Model) -> EncoderSpec:
+        """The configured encoding; a model that sees fewer positions lowers the maximum length."""
         limits = (config.calibrate.max_length, model.max_length)
         max_length = min(limit for limit in limits if limit is not None)
         return cls(model, config.template, max_length, config.data.over_long == "truncate")
 
-    def inputs(self) -> dict[str, Any]:
-        """For keys."""
+    def key_inputs(self) -> dict[str, Any]:
+        """What it adds to the key of an artifact, as JSON values."""
         template = asdict(self.template)
-        if self.form != "response":  # which alone reads it
+        if self.form != "response":  # the only form that uses it
             del template["response_prompt"]
         return {
+            # Keys made before encodings had a version are those of the first.
+            **({"encoding_version": VERSION} if VERSION > 1 else {}),
             "tokenizer": self.model.identity,
             "template": template,
             "max_length": self.max_length,
@@ -65,15 +74,15 @@ class Rendering:
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """What a model's pass over this rendering gives of a sample."""
+        """Names of the scores that a model gives a sample in this form."""
         return RATING if self.form == "rating" else LIKELIHOOD
 
-    def alone(self) -> Rendering:
+    def alone(self) -> EncoderSpec:
         """The response without its prompt."""
         return replace(self, form="response")
 
     @classmethod
-    def for_rating(cls, model: Model, wording: int) -> Rendering:
+    def for_rating(cls, model: Model, wording: int) -> EncoderSpec:
         """The question for a rating; it is cut nowhere, for its end is where the model answers."""
         limit = model.max_length or sys.maxsize
         return cls(model, TemplateConfig(), limit, truncate=False, form="rating", wording=wording)
@@ -107,19 +116,19 @@ class Rendering:
 
 # A task shows its samples in no more forms than SelectIT has wordings.
 @lru_cache(maxsize=8)
-def _encoder(rendering: Rendering) -> Encoder:
+def _encoder(spec: EncoderSpec) -> Encoder:
     return Encoder(
-        _tokenizer(rendering.model),
-        rendering.template,
-        rendering.max_length,
-        rendering.truncate,
-        rendering.form == "response",
+        _tokenizer(spec.model),
+        spec.template,
+        spec.max_length,
+        spec.truncate,
+        spec.form == "response",
     )
 
 
 @lru_cache(maxsize=8)
-def _rating_encoder(rendering: Rendering) -> RatingEncoder:
-    return RatingEncoder(_tokenizer(rendering.model), rendering.wording, rendering.max_length)
+def _rating_encoder(spec: EncoderSpec) -> RatingEncoder:
+    return RatingEncoder(_tokenizer(spec.model), spec.wording, spec.max_length)
 
 
 @lru_cache(maxsize=2)

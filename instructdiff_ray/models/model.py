@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -132,6 +133,17 @@ class Model:
         # Loaded and then moved: a device map would need accelerate's hooks in every forward pass.
         model = model.eval()
         return model if device is None else model.to(device)
+
+
+# One model for all samples, or one for each domain, by its name.
+ModelByDomain = Model | Mapping[str, Model]
+
+
+def models_by_domain(model: ModelByDomain | None) -> dict[str, Model]:
+    """The models by domain; the name is empty where one is for all."""
+    if isinstance(model, Model):
+        return {"": model}
+    return dict(model or {})
 
 
 def find_model(config: ModelConfig, setting: str = "model.base") -> Model:

@@ -55,14 +55,14 @@ class RatingEncoder:
         """
         question = self._question([Part("instruction", "x"), Part("response", "y")])
         start = self._encode([question])[0]
-        found = [self._encode([question + rating])[0] for rating in RATINGS]
-        alone = all(ids[:-1] == start for ids in found)
-        if not alone or len({ids[-1] for ids in found}) < len(RATINGS):
+        answered = [self._encode([question + rating])[0] for rating in RATINGS]
+        one_token_each = all(ids[:-1] == start for ids in answered)
+        if not one_token_each or len({ids[-1] for ids in answered}) < len(RATINGS):
             raise UserError(
                 f"the tokenizer of {self.tokenizer.name_or_path} has no token of its own for each"
                 " of the ratings 1 to 5; choose another model for strategy=selectit"
             )
-        return [ids[-1] for ids in found]
+        return [ids[-1] for ids in answered]
 
     def encode(self, samples: Sequence[Sequence[Part]]) -> list[Encoded | Reject]:
         """Each sample's question, or why it can't be asked, in the order given."""
@@ -96,6 +96,6 @@ def token_rating(logits: Tensor) -> Tensor:
     """S of each row. logits: [..., 5], of the rating tokens; over the whole vocabulary or only over
     these, the probabilities' proportions are the same."""
     r = logits.double().softmax(-1).softmax(-1)
-    best, place = r.max(-1)
+    best, rating = r.max(-1)
     distances = (best.unsqueeze(-1) - r).abs().sum(-1) / (r.shape[-1] - 1)
-    return (place + 1) * distances
+    return (rating + 1) * distances

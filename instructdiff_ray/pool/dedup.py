@@ -1,14 +1,13 @@
-"""Settle the pool: drop or number exact duplicates, write the index, count.
+"""Deduplicate the pool: drop or number exact duplicates, write the index, count.
 
-The driver sees narrow receipts of all rows, bucket by bucket; the few parts that hold a duplicate
-are written again.
+The driver sees narrow receipts of all rows, partition by partition; the few parts that hold a
+duplicate are written again.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -17,15 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from instructdiff_ray.pool.partition import Buckets
-from instructdiff_ray.pool.pool import INDEX, POOL, REJECTS
+from instructdiff_ray.pool.partition import HashPartitions
+from instructdiff_ray.pool.pool import INDEX, POOL, REJECTS, reject_row
 from instructdiff_ray.sample import Reject
 from instructdiff_ray.storage.filesystem import Folder
 
-# Enough of a rejected row to see what it was; file and line lead to the whole.
-REJECT_SOURCE_CHARACTERS = 10_000
 # A row of a part: `block` counts the parts in source order, `row` the rows in one.
-PLACED = pa.schema(
+RECEIVED = pa.schema(
     [
         ("sample_id", pa.string()),
         ("domain", pa.string()),
@@ -41,8 +38,8 @@ PLACED = pa.schema(
 Changes = dict[int, dict[int, str | None]]
 
 
-class Settling:
-    """Takes the receipt of every row, in source order, and settles what is in the pool."""
+class Deduplicator:
+    """Takes the receipt of every row, in source order, and decides what is in the pool."""
 
     def __init__(self, keep_duplicates: bool, folder: Folder) -> None:
         self.keep_duplicates = keep_duplicates
@@ -51,7 +48,7 @@ class Settling:
         self.rejecting: list[int] = []
         self.read = 0
         self.reasons: Counter[str] = Counter()
-        self.buckets = Buckets(PLACED)
+        self.partitions = HashPartitions(RECEIVED)
 
     def add(self, receipt: pa.Table) -> None:
         """receipt: RECEIPT's columns, a row for each row read; blocks follow each other."""
@@ -63,14 +60,16 @@ class Settling:
             if valid.num_rows < rows.num_rows:
                 self.rejecting.append(len(self.blocks))
             number = pa.array(np.full(valid.num_rows, len(self.blocks), np.int32))
-            places = pa.array(np.arange(valid.num_rows, dtype=np.int32))
-            columns = valid.select(PLACED.names[:-2])
-            self.buckets.add(columns.append_column("block", number).append_column("row", places))
+            positions = pa.array(np.arange(valid.num_rows, dtype=np.int32))
+            columns = valid.select(RECEIVED.names[:-2])
+            self.partitions.add(
+                columns.append_column("block", number).append_column("row", positions)
+            )
             self.blocks.append(block)
 
     def finish(self) -> dict[str, Any]:
-        """Settle duplicates, write the index, and give what the manifest notes."""
-        with self.buckets:
+        """Drop or number duplicates, write the index, and give what the manifest notes."""
+        with self.partitions:
             changes, info = self._write_index()
         dropping = [b for b, rows in changes.items() if None in rows.values()]
         self._rewrite_parts(changes)
@@ -92,8 +91,8 @@ class Settling:
         ids_digest, domains_digest = hashlib.sha256(), hashlib.sha256()
         pool, truncated, blocks = 0, 0, set()
         with self.folder.open_table("index.parquet", INDEX) as write:
-            for bucket in self.buckets.read():
-                rows = self._settle(bucket, changes)
+            for partition in self.partitions.read():
+                rows = self._deduplicate(partition, changes)
                 if rows.num_rows:
                     write(rows.select(INDEX.names).cast(INDEX))
                 pool += rows.num_rows
@@ -105,9 +104,9 @@ class Settling:
         info = {"pool": pool, "truncated": truncated, "blocks": sorted(blocks)}
         return changes, {"digest": both.hexdigest()[:16], **info}
 
-    def _settle(self, bucket: pa.Table, changes: Changes) -> pa.Table:
-        """The bucket's samples, sorted by id; what was read again is numbered or dropped."""
-        rows = bucket.sort_by([(name, "ascending") for name in ("sample_id", "block", "row")])
+    def _deduplicate(self, partition: pa.Table, changes: Changes) -> pa.Table:
+        """The partition's samples, sorted by id; what was read again is numbered or dropped."""
+        rows = partition.sort_by([(name, "ascending") for name in ("sample_id", "block", "row")])
         ids = rows["sample_id"].to_numpy()
         places = np.arange(len(ids))
         # Of equal samples the first one read stays: how many stand before a row in its group?
@@ -126,10 +125,12 @@ class Settling:
             return rows.filter(pa.array(repeats == 0))
         new = ids.copy()
         new[again] = names
-        return rows.set_column(0, PLACED.field(0), pa.array(new, pa.string())).sort_by("sample_id")
+        return rows.set_column(0, RECEIVED.field(0), pa.array(new, pa.string())).sort_by(
+            "sample_id"
+        )
 
     def _rewrite_parts(self, changes: Changes) -> None:
-        """Give the changed rows of each block their settled ids; a row with None is a reject."""
+        """Give the changed rows of each block their new ids; a row with None is a reject."""
         if not changes:
             return
         rejecting = set(self.rejecting)
@@ -185,14 +186,3 @@ def rewrite_part(item: dict[str, Any], folder: Folder) -> dict[str, Any]:
         rejects.sort(key=lambda row: (row["file"], row["line"]))
         folder.write_table(_rejects(block, True), pa.Table.from_pylist(rejects, REJECTS))
     return {"block": block}
-
-
-def reject_row(row: Mapping[str, Any], reject: Reject) -> dict[str, Any]:
-    """A row of REJECTS. row: `file`, `line` and `text` of what was read."""
-    return {
-        "file": row["file"],
-        "line": row["line"],
-        "reason": reject.reason,
-        "detail": reject.detail,
-        "source": row["text"][:REJECT_SOURCE_CHARACTERS],
-    }

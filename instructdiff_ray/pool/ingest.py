@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -22,16 +22,17 @@ import ray.data
 from instructdiff_ray.config.data import DataConfig
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.errors import UserError
-from instructdiff_ray.models.encoding import Rendering
+from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.model import Model
 from instructdiff_ray.models.template import Encoded
-from instructdiff_ray.pool.dedup import Settling, reject_row
-from instructdiff_ray.pool.pool import POOL, REJECTS, Pool, open_pool, stream
-from instructdiff_ray.pool.readers import SourceFile, find_files, read_rows
+from instructdiff_ray.pool.dataset import stream
+from instructdiff_ray.pool.dedup import Deduplicator
+from instructdiff_ray.pool.pool import POOL, REJECTS, Pool, open_pool, reject_row
+from instructdiff_ray.pool.readers import FORMATS, SourceFile, read_rows, source_files
 from instructdiff_ray.pool.schemas import domain_of, parse_row
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.sample import Part, Reject, sample_id
-from instructdiff_ray.storage.artifacts import Artifact, Finished, Storage, make_key
+from instructdiff_ray.storage.artifacts import Artifact, FinishedArtifact, Storage, make_key
 from instructdiff_ray.storage.filesystem import Folder
 
 VERSION = 3  # of what this stage computes; raise it when the same input gives another pool
@@ -41,13 +42,14 @@ READ_CHUNK_ROWS = 1024
 BYTES_PER_READER = 4 << 20
 
 
-def pool_artifact(config: Config, model: Model, storage: Storage) -> tuple[Artifact, dict]:
-    """Where the pool of this configuration is or will be, and what its key is made of.
+def pool_artifact(
+    config: Config, files: Sequence[SourceFile], model: Model, storage: Storage
+) -> tuple[Artifact, dict[str, Any]]:
+    """Where the pool of these files is or will be, and what its key is made of.
 
     A source file is known by path, size and modification time: reading terabytes to find that
     nothing changed would cost more than ingesting again, which runs no model.
     """
-    files = source_files(config.data)
     data = asdict(config.data)
     for name in ("path", "max_reject_ratio"):  # the one is in `files`, the other changes no pool
         del data[name]
@@ -56,71 +58,78 @@ def pool_artifact(config: Config, model: Model, storage: Storage) -> tuple[Artif
         "files": [asdict(file) for file in files],
         "data": data,
         "domain": config.domain,
-        **Rendering.of(config, model).inputs(),
+        **EncoderSpec.of(config, model).key_inputs(),
     }
     return storage.artifact("pool", make_key(**inputs)), inputs
 
 
-def ingest(config: Config, model: Model, storage: Storage, progress: Progress) -> Pool:
-    """The pool of this configuration, from storage or made now.
+def ingest(
+    config: Config,
+    files: Sequence[SourceFile],
+    model: Model,
+    storage: Storage,
+    progress: Progress,
+) -> Pool:
+    """The pool of these files, from storage or made now.
 
-    Raises UserError for a missing path, an unknown format, or a pool without a valid row.
+    Raises UserError for a pool without a valid row, or a file that changes while it is read.
     """
-    artifact, inputs = pool_artifact(config, model, storage)
-    with artifact.turn(progress.say) as finished:
-        found = finished or _make_pool(config, model, artifact, inputs, progress)
-    return open_pool(found, artifact.key)
+    artifact, inputs = pool_artifact(config, files, model, storage)
+    with artifact.lock(progress.say) as finished:
+        return open_pool(finished or _make_pool(config, files, model, artifact, inputs, progress))
 
 
 def _make_pool(
-    config: Config, model: Model, artifact: Artifact, inputs: dict[str, Any], progress: Progress
-) -> Finished:
-    files = source_files(config.data)
-    with artifact.attempt() as attempt, progress.stage("ingest", "rows", _bytes(files)) as stage:
-        settling = Settling(config.data.keep_duplicates, attempt.folder)
-        for receipt in _parse_files(files, config, model, attempt.folder):
-            settling.add(receipt)
+    config: Config,
+    files: Sequence[SourceFile],
+    model: Model,
+    artifact: Artifact,
+    inputs: dict[str, Any],
+    progress: Progress,
+) -> FinishedArtifact:
+    with artifact.writer() as writer, progress.stage("ingest", "rows", _bytes(files)) as stage:
+        deduplicator = Deduplicator(config.data.keep_duplicates, writer.folder)
+        for receipt in _parse_files(files, config, model, writer.folder):
+            deduplicator.add(receipt)
             stage.add(receipt.num_rows, work=pc.sum(receipt["bytes"]).as_py())
-        info = settling.finish()
+        info = deduplicator.finish()
+        _check_unchanged(config.data, files)
         if not info["counts"]["pool"]:
             raise UserError(_empty_pool(config.data.paths, info["counts"]["rejected"]))
-        return attempt.finish(inputs, info)
+        return writer.finish(inputs, info)
 
 
-def source_files(data: DataConfig) -> list[SourceFile]:
-    """The files that `data.path` names, each with its domain where it names one.
-
-    Raises UserError for a path that names nothing, or a file that is of two domains.
-    """
-    found: dict[str, SourceFile] = {}
-    for domain, paths in data.paths_by_domain.items():
-        for file in find_files(paths, data.format):
-            if found.setdefault(file.path, replace(file, domain=domain)).domain != domain:
-                raise UserError(
-                    f"data.path has {file.path} in the domains {found[file.path].domain} and"
-                    f" {domain}; a file is of one"
-                )
-    return list(found.values())
+def _check_unchanged(data: DataConfig, files: Sequence[SourceFile]) -> None:
+    """Raises UserError where a file is not what its entry in the pool's key says any more: it may
+    have changed since it was listed, before or while it was read."""
+    present = {file.path: file for file in source_files(data)}
+    changed = [file.path for file in files if present.get(file.path) != file]
+    if changed:
+        others = f" and {len(changed) - 1} other files" if len(changed) > 1 else ""
+        raise UserError(
+            f"{changed[0]}{others} changed while the pool was read; give the same command again"
+            " when nothing writes there"
+        )
 
 
-def _bytes(files: list[SourceFile]) -> int | None:
+def _bytes(files: Sequence[SourceFile]) -> int | None:
     """Bytes of text to come, where the files' sizes tell it."""
-    if any(file.compressed or file.format == "parquet" for file in files):
+    if any(file.compressed or not FORMATS[file.format].is_text for file in files):
         return None
     return sum(file.size for file in files)
 
 
 def _parse_files(
-    files: list[SourceFile], config: Config, model: Model, folder: Folder
+    files: Sequence[SourceFile], config: Config, model: Model, folder: Folder
 ) -> Iterator[pa.Table]:
     """Run the Ray Data pipeline; yields receipts: a narrow row for each row, in source order."""
-    parse = ParseRows(config.data, config.domain, Rendering.of(config, model), folder)
+    parse = ParseRows(config.data, config.domain, EncoderSpec.of(config, model), folder)
     # A limit is a quick look: one reader takes the first rows of all files in their order.
-    parts = [files] if config.data.limit else shards(files)
-    items = [{"shard": [asdict(file) for file in part]} for part in parts]
+    parts = [files] if config.data.limit else reader_groups(files)
+    items = [{"files": [asdict(file) for file in part]} for part in parts]
     dataset = (
         ray.data.from_items(items, override_num_blocks=len(items))
-        .map_batches(partial(read_shard, limit=config.data.limit), batch_size=1)
+        .map_batches(partial(read_files, limit=config.data.limit), batch_size=1)
         # Blocks of this size are parsed wherever there is a CPU, not where the file was read:
         # only a strict repartition keeps Ray from fusing the two stages into one task.
         .repartition(target_num_rows_per_block=ROWS_PER_PART, strict=True)
@@ -130,22 +139,22 @@ def _parse_files(
     return stream(dataset)
 
 
-def shards(files: Sequence[SourceFile]) -> Iterator[list[SourceFile]]:
+def reader_groups(files: Sequence[SourceFile]) -> Iterator[list[SourceFile]]:
     """Files in their order, one reader's each: a large one, or many small ones."""
-    shard: list[SourceFile] = []
+    group: list[SourceFile] = []
     size = 0
     for file in files:
-        if shard and size + file.size > BYTES_PER_READER:
-            yield shard
-            shard, size = [], 0
-        shard.append(file)
+        if group and size + file.size > BYTES_PER_READER:
+            yield group
+            group, size = [], 0
+        group.append(file)
         size += file.size
-    yield shard
+    yield group
 
 
-def read_shard(batch: dict[str, Any], limit: int | None) -> Iterator[pa.Table]:
-    """Rows of the files of one shard, as they come, in tables of a bounded number of rows."""
-    files = [SourceFile(**file) for file in batch["shard"][0]]
+def read_files(batch: dict[str, Any], limit: int | None) -> Iterator[pa.Table]:
+    """Rows of the files of one group, as they come, in tables of a bounded number of rows."""
+    files = [SourceFile(**file) for file in batch["files"][0]]
     rows = islice(
         ((file.path, file.domain, *row) for file in files for row in read_rows(file)), limit
     )
@@ -176,17 +185,19 @@ class ParseRows:
     each with its fate, and the names of the part files that were written.
     """
 
-    def __init__(self, data: DataConfig, domain: str, rendering: Rendering, folder: Folder) -> None:
+    def __init__(
+        self, data: DataConfig, domain: str, encoding: EncoderSpec, folder: Folder
+    ) -> None:
         self.data = data
         self.domain = domain
-        self.rendering = rendering
+        self.encoding = encoding
         self.folder = folder
 
     def __call__(self, raw: pa.Table) -> pa.Table:
         rows = raw.to_pylist()
         parsed = [self._parse(row) for row in rows]
         samples = [result[0] for result in parsed if not isinstance(result, Reject)]
-        encoder = self.rendering.encoder()
+        encoder = self.encoding.encoder()
         encoded = iter(encoder.encode(samples))
         asked = iter(encoder.instruction_tokens(samples))
         pool, rejects, receipt = [], [], []

@@ -1,7 +1,8 @@
 """Rows by sample_id, however many: split by the id's first digits, on the local disk if need be.
 
-A sample_id is a hash in hexadecimal digits, so its first two spread any pool evenly. Sorted bucket
-by sorted bucket, the rows come in the order of their ids, and no more than one bucket is in memory.
+A sample_id is a hash in hexadecimal digits, so its first two spread any pool evenly. Sorted one
+after the other, the partitions give the rows in the order of their ids, and no more than one is in
+memory.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from types import TracebackType
 import numpy as np
 import pyarrow as pa
 
-BUCKETS = 64
+PARTITIONS = 64
 BUFFER_ROWS = 1 << 19
 
 
@@ -30,10 +31,18 @@ def id_prefixes(table: pa.Table) -> np.ndarray:
     return np.asarray((digits << shifts).sum(axis=1, dtype=np.uint64))
 
 
-def bucket_numbers(table: pa.Table) -> np.ndarray:
-    """The bucket of each row, 0 to BUCKETS − 1."""
+def partition_numbers(table: pa.Table) -> np.ndarray:
+    """The partition of each row, 0 to PARTITIONS − 1."""
     digits = _digits(id_array(table), 2)
-    return np.asarray((digits[:, 0] * 16 + digits[:, 1]) * BUCKETS // 256)
+    return np.asarray((digits[:, 0] * 16 + digits[:, 1]) * PARTITIONS // 256)
+
+
+def among(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+    """A mask: which `values` are in `ordered`. It is sorted, so a block costs no sort of it all."""
+    if not len(ordered):
+        return np.zeros(len(values), dtype=bool)
+    places = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
+    return np.asarray(ordered[places] == values)
 
 
 def _digits(ids: np.ndarray, count: int) -> np.ndarray:
@@ -44,8 +53,8 @@ def _digits(ids: np.ndarray, count: int) -> np.ndarray:
     return np.where(values >= ord("a"), values - ord("a") + 10, values - ord("0"))
 
 
-class Buckets:
-    """A table that is added to in any order and read bucket by bucket.
+class HashPartitions:
+    """A table that is added to in any order and read partition by partition.
 
     Up to BUFFER_ROWS rows stay in memory; more go to files in the folder for temporary files.
     """
@@ -57,7 +66,7 @@ class Buckets:
         self._folder: tempfile.TemporaryDirectory | None = None
         self._writers: list[pa.ipc.RecordBatchFileWriter] = []
 
-    def __enter__(self) -> Buckets:
+    def __enter__(self) -> HashPartitions:
         return self
 
     def __exit__(
@@ -76,10 +85,10 @@ class Buckets:
             self._spill()
 
     def read(self) -> Iterator[pa.Table]:
-        """Every bucket in turn, empty ones too; its rows are in no order. Ends the adding."""
+        """Every partition in turn, empty ones too; its rows are in no order. Ends the adding."""
         rest = self._split()
         self._close()
-        for number in range(BUCKETS):
+        for number in range(PARTITIONS):
             tables = [rest[number]]
             if self._folder:
                 with pa.memory_map(self._path(number)) as file:
@@ -99,7 +108,7 @@ class Buckets:
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="instructdiff-")
             self._writers = [
-                pa.ipc.new_file(self._path(number), self.schema) for number in range(BUCKETS)
+                pa.ipc.new_file(self._path(number), self.schema) for number in range(PARTITIONS)
             ]
         for writer, part in zip(self._writers, self._split(), strict=True):
             writer.write_table(part)
@@ -107,9 +116,9 @@ class Buckets:
     def _split(self) -> list[pa.Table]:
         table = pa.concat_tables([self.schema.empty_table(), *self._buffer]).combine_chunks()
         self._buffer, self._buffered = [], 0
-        numbers = bucket_numbers(table)
+        numbers = partition_numbers(table)
         order = np.argsort(numbers, kind="stable")
-        ends = np.searchsorted(numbers[order], np.arange(BUCKETS + 1))
+        ends = np.searchsorted(numbers[order], np.arange(PARTITIONS + 1))
         ordered = table.take(order)
         return [
             ordered.slice(start, end - start) for start, end in zip(ends, ends[1:], strict=False)

@@ -1,26 +1,21 @@
-"""The pool: all valid samples of the source files, as an artifact, and how its rows are read."""
+"""The pool: all valid samples of the source files, as an artifact, and its index."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray
-import ray.data
-from ray.data.exceptions import ExecutionTimeoutError
-from ray.exceptions import RayError
 
-from instructdiff_ray.errors import UserError, user_error_in
-from instructdiff_ray.pool.partition import id_array
+from instructdiff_ray.errors import UserError
 from instructdiff_ray.pool.sampling import draw
-from instructdiff_ray.storage.artifacts import Finished
+from instructdiff_ray.sample import Reject
+from instructdiff_ray.storage.artifacts import FinishedArtifact
 from instructdiff_ray.storage.filesystem import Folder
 
 PARTS = pa.list_(pa.struct([("kind", pa.string()), ("text", pa.string())]))
@@ -47,9 +42,11 @@ REJECTS = pa.schema(
         ("source", pa.large_string()),
     ]
 )
+# Enough of a rejected row to see what it was; file and line lead to the whole.
+REJECT_SOURCE_CHARACTERS = 10_000
 # One row a sample, sorted by sample_id: all that the driver needs to sample, align and select. A
-# row group holds a bucket. `tokens` counts all that a model sees, `instruction_tokens` the question
-# without the template.
+# row group holds a partition. `tokens` counts all that a model sees, `instruction_tokens` the
+# question without the template.
 INDEX = pa.schema(
     [
         ("sample_id", pa.string()),
@@ -100,7 +97,7 @@ class Pool:
     split: Split | None = None
 
     def index(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """The index, or some columns of it, a bucket at a time, in the order of sample_id."""
+        """The index, or some columns of it, a partition at a time, in the order of sample_id."""
         if self.split is None:
             yield from self.folder.read_row_groups("index.parquet", columns)
             return
@@ -135,8 +132,8 @@ class Pool:
         """Samples of each domain, by its name, in the names' order."""
         counted: Counter[str] = Counter()
         for table in self.index(["domain"]):
-            for one in pc.value_counts(table["domain"].cast(pa.string())).to_pylist():
-                counted[one["values"]] += one["counts"]
+            for domain in pc.value_counts(table["domain"].cast(pa.string())).to_pylist():
+                counted[domain["values"]] += domain["counts"]
         return dict(sorted(counted.items()))
 
     def ids_of(self, wanted: Callable[[str], bool]) -> Iterator[str]:
@@ -151,22 +148,17 @@ class Pool:
         return int(self.counts["pool"])
 
 
-def open_pool(finished: Finished, key: str) -> Pool:
+def open_pool(finished: FinishedArtifact) -> Pool:
     """The pool of a finished artifact."""
     info = finished.info
     return Pool(
-        finished.folder, key, info["digest"], info["parts"], info["rejects"], info["counts"]
+        finished.folder,
+        finished.key,
+        info["digest"],
+        info["parts"],
+        info["rejects"],
+        info["counts"],
     )
-
-
-class KeepIds:
-    """Keeps the rows whose sample_id is among `ids` (a reference to sorted ids)."""
-
-    def __init__(self, ids: ray.ObjectRef) -> None:
-        self.ids = ids
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        return batch.filter(pa.array(among(id_array(batch), ray.get(self.ids))))
 
 
 def of_domain(index: pa.Table, domain: str) -> np.ndarray:
@@ -175,64 +167,12 @@ def of_domain(index: pa.Table, domain: str) -> np.ndarray:
     return np.asarray(mask.to_numpy(zero_copy_only=False))
 
 
-def among(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
-    """A mask: which `values` are in `ordered`. It is sorted, so a block costs no sort of it all."""
-    if not len(ordered):
-        return np.zeros(len(values), dtype=bool)
-    places = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
-    return np.asarray(ordered[places] == values)
-
-
-def pool_rows(pool: Pool, sample_ids: Iterable[str], columns: list[str]) -> Iterator[pa.Table]:
-    """These rows of the pool, in source order, streamed: filtered where they are read."""
-    ids = ray.put(np.array(sorted(sample_ids), dtype="S"))
-    dataset = read_pool(pool, columns).map_batches(
-        KeepIds(ids), batch_size=None, batch_format="pyarrow"
-    )
-    dataset.context.execution_options.preserve_order = True
-    for table in stream(dataset):
-        if table.num_rows:
-            yield table.select(columns)
-
-
-def read_pool(pool: Pool, columns: list[str]) -> ray.data.Dataset:
-    """The pool's parts as a Ray dataset, in source order where order is preserved."""
-    items = [{"part": name} for name in pool.parts]
-    read = partial(read_part, folder=pool.folder, columns=columns)
-    return ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        read, batch_size=1
-    )
-
-
-def read_part(batch: dict[str, Any], folder: Folder, columns: list[str]) -> pa.Table:
-    """One part, of a few thousand rows. Ray's own reader starts dozens of actors to look into
-    footers first, which takes longer than these parts take to read."""
-    return folder.read_table(str(batch["part"][0]), columns)
-
-
-def stream(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
-    """The dataset's blocks as they are made; the driver holds one at a time.
-
-    A UserError that a worker raised, or the end of a machine's disk or memory, is a UserError here.
-    """
-    try:
-        for table in dataset.iter_batches(
-            batch_size=None, batch_format="pyarrow", prefetch_batches=0
-        ):
-            assert isinstance(table, pa.Table)
-            yield table
-    except (RayError, ExecutionTimeoutError) as error:
-        if told := user_error_in(error):
-            raise told from error
-        raise
-
-
-def check_rejects(pool: Pool, limit: float, more: Mapping[str, int] | None = None) -> None:
+def check_rejects(pool: Pool, limit: float, later: Mapping[str, int] | None = None) -> None:
     """Raises UserError where more than this share of all rows read was rejected.
 
-    more: rejects of later stages, by reason. Duplicates don't count: nothing is wrong with them.
+    later: rejects of later stages, by reason. Duplicates don't count: nothing is wrong with them.
     """
-    rejected = Counter(pool.counts["rejected"]) + Counter(more or {})
+    rejected = Counter(pool.counts["rejected"]) + Counter(later or {})
     bad = {reason: count for reason, count in rejected.items() if reason != "duplicate"}
     read = pool.counts["read"]
     if sum(bad.values()) > limit * read:
@@ -243,3 +183,14 @@ def check_rejects(pool: Pool, limit: float, more: Mapping[str, int] | None = Non
             " for what could not be scored at the like in storage/pieces), and raise it if they"
             " may go"
         )
+
+
+def reject_row(row: Mapping[str, Any], reject: Reject) -> dict[str, Any]:
+    """A row of REJECTS. row: `file`, `line` and `text` of what was read."""
+    return {
+        "file": row["file"],
+        "line": row["line"],
+        "reason": reject.reason,
+        "detail": reject.detail,
+        "source": row["text"][:REJECT_SOURCE_CHARACTERS],
+    }

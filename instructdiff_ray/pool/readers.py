@@ -12,8 +12,8 @@ import glob
 import io
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -21,17 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from instructdiff_ray.errors import UserError
+from instructdiff_ray.config.data import DataConfig
+from instructdiff_ray.errors import UserError, require
 from instructdiff_ray.storage.filesystem import absolute, is_uri, open_filesystem
 
-FORMATS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".parquet": "parquet",
-    ".csv": "csv",
-    ".tsv": "csv",
-}
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
 # A longer row is no instruction pair but a broken file; this bounds the memory of a reader.
 MAX_ROW_BYTES = 32 * 1024 * 1024
@@ -71,19 +64,38 @@ def find_files(paths: list[str], format: str | None = None) -> list[SourceFile]:
     """
     if not paths:
         raise UserError("data.path is not set; name a file, a folder or a glob")
-    found: dict[str, SourceFile] = {}
+    require(
+        format is None or format in FORMATS,
+        f"data.format={format} is not known; use one of {', '.join(FORMATS)}",
+    )
+    files: dict[str, SourceFile] = {}
     for path in paths:
         for file in _expand(path, format):
-            found.setdefault(file.path, file)
-    return list(found.values())
+            files.setdefault(file.path, file)
+    return list(files.values())
+
+
+def source_files(data: DataConfig) -> list[SourceFile]:
+    """The files that `data.path` names, each with its domain where it names one.
+
+    Raises UserError for a path that names nothing, or a file that is of two domains.
+    """
+    files: dict[str, SourceFile] = {}
+    for domain, paths in data.paths_by_domain.items():
+        for file in find_files(paths, data.format):
+            if files.setdefault(file.path, replace(file, domain=domain)).domain != domain:
+                raise UserError(
+                    f"data.path has {file.path} in the domains {files[file.path].domain} and"
+                    f" {domain}; a file is of one"
+                )
+    return list(files.values())
 
 
 def read_rows(file: SourceFile) -> Iterator[RawRow]:
     """Every row of the file, in order. A damaged file ends with one reject that says where."""
-    readers = {"jsonl": _read_lines, "json": _read_json, "csv": _read_csv, "parquet": _read_parquet}
     last = 0
     try:
-        for row in readers[file.format](file):
+        for row in FORMATS[file.format].read(file):
             last = row.line
             yield row
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
@@ -110,8 +122,8 @@ def _expand(path: str, format: str | None) -> list[SourceFile]:
     files = _list_folder(fs, path, inner, format)
     if not files:
         raise UserError(
-            f"data.path={path} is a folder without a {', '.join(FORMATS)} file; name the files, or"
-            " set data.format"
+            f"data.path={path} is a folder without a {', '.join(FORMAT_OF)} file; name the files,"
+            " or set data.format"
         )
     return files
 
@@ -125,7 +137,7 @@ def _list_folder(
     for info in sorted(infos, key=lambda info: info.path):
         relative = info.path[len(inner.rstrip("/")) + 1 :]
         hidden = any(piece.startswith((".", "_")) for piece in relative.split("/"))
-        known = format or FORMATS.get(_extension(relative))
+        known = format or FORMAT_OF.get(_extension(relative))
         if info.is_file and not hidden and known:
             # In a URI, a space or a `#` of a name is escaped.
             name = quote(relative) if is_uri(path) else relative
@@ -146,12 +158,12 @@ def _extension(path: str) -> str:
 
 def _format_of(path: str) -> str:
     extension = _extension(path)
-    if extension not in FORMATS:
+    if extension not in FORMAT_OF:
         raise UserError(
             f"data.path={path}: unknown format {extension or '(no extension)'}; known are"
-            f" {', '.join(FORMATS)} (each may be {', '.join(COMPRESSED)}), or set data.format"
+            f" {', '.join(FORMAT_OF)} (each may be {', '.join(COMPRESSED)}), or set data.format"
         )
-    return FORMATS[extension]
+    return FORMAT_OF[extension]
 
 
 def _open(file: SourceFile) -> io.BufferedReader:
@@ -307,3 +319,24 @@ def _clean(text: str) -> str:
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())
+
+
+class Format(NamedTuple):
+    """A format of source files.
+
+    endings: of their names; read: gives their rows; is_text: whether the size of a file that is not
+    compressed is that of the text in it.
+    """
+
+    endings: tuple[str, ...]
+    read: Callable[[SourceFile], Iterator[RawRow]]
+    is_text: bool = True
+
+
+FORMATS = {
+    "jsonl": Format((".jsonl", ".ndjson"), _read_lines),
+    "json": Format((".json",), _read_json),
+    "parquet": Format((".parquet",), _read_parquet, is_text=False),
+    "csv": Format((".csv", ".tsv"), _read_csv),
+}
+FORMAT_OF = {ending: name for name, format in FORMATS.items() for ending in format.endings}

@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 from matplotlib.figure import Figure
 
 from instructdiff_ray.errors import UserError
-from instructdiff_ray.pool.partition import id_array
-from instructdiff_ray.pool.pool import Pool, among
-from instructdiff_ray.results.outputs import SUMMARY
+from instructdiff_ray.pool.partition import among, id_array
+from instructdiff_ray.pool.pool import Pool
+from instructdiff_ray.results.summary import SUMMARY
 from instructdiff_ray.selection.select import SELECTED
 from instructdiff_ray.storage.filesystem import Folder, absolute
 
@@ -73,7 +73,7 @@ def compare(paths: Sequence[str]) -> list[Comparison]:
     Raises UserError where a folder holds no finished run, or two runs have no sample in common.
     """
     runs = [_read(path, name) for path, name in zip(paths, _names(paths), strict=True)]
-    return [found for a, b in combinations(runs, 2) for found in _compare_two(a, b)]
+    return [comparison for a, b in combinations(runs, 2) for comparison in _compare_two(a, b)]
 
 
 def _names(paths: Sequence[str]) -> list[str]:
@@ -103,8 +103,8 @@ def _read(path: str, name: str) -> _Ranked:
         names = table["domain"].combine_chunks().dictionary_encode()
         codes = [domains.setdefault(d, len(domains)) for d in names.dictionary.to_pylist()]
         entropy = table["delta_entropy"].to_numpy(zero_copy_only=False).astype(float)
-        own = np.array(codes, np.int32)[names.indices.to_numpy()]
-        groups.append((id_array(table), own, _selected(table), entropy))
+        numbers = np.array(codes, np.int32)[names.indices.to_numpy()]
+        groups.append((id_array(table), numbers, _selected(table), entropy))
     ids, domain, selected, entropy = (
         np.concatenate(columns) for columns in zip(*groups, strict=True)
     )
@@ -138,9 +138,9 @@ def _compare_two(a: _Ranked, b: _Ranked) -> Iterator[Comparison]:
         raise UserError(f"{a.name} and {b.name} have no sample in common; compare runs of one pool")
     names = sorted({*a.domains} & {*b.domains})
     for domain in [*names, ALL] if len(names) > 1 else names or [ALL]:
-        own = [run.of(domain) for run in (a, b)]
-        shared = own[0][in_a] & own[1][in_b]
-        sizes = [int((run.selected & mask).sum()) for run, mask in zip((a, b), own, strict=True)]
+        masks = [run.of(domain) for run in (a, b)]
+        shared = masks[0][in_a] & masks[1][in_b]
+        sizes = [int((run.selected & mask).sum()) for run, mask in zip((a, b), masks, strict=True)]
         common = int((a.selected[in_a] & b.selected[in_b] & shared).sum())
         union = sum(sizes) - common
         yield Comparison(
@@ -166,11 +166,11 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.corrcoef(*ranks)[0, 1])
 
 
-def as_rows(found: Sequence[Comparison]) -> list[list[str]]:
+def as_rows(comparisons: Sequence[Comparison]) -> list[list[str]]:
     """A table, with its head."""
     rows = [[field.name.replace("_", " ") for field in fields(Comparison)]]
-    for one in found:
-        rows.append([_cell(value) for value in astuple(one)])
+    for comparison in comparisons:
+        rows.append([_cell(value) for value in astuple(comparison)])
     return rows
 
 
@@ -180,19 +180,19 @@ def _cell(value: str | int | float) -> str:
     return value if isinstance(value, str) else f"{value:,}"
 
 
-def heat_map(found: Sequence[Comparison]) -> bytes:
+def heat_map(comparisons: Sequence[Comparison]) -> bytes:
     """A PNG: the Jaccard index of every two runs, a field for each domain."""
-    runs = list(dict.fromkeys(name for one in found for name in (one.run_a, one.run_b)))
-    domains = list(dict.fromkeys(one.domain for one in found))
+    runs = list(dict.fromkeys(name for c in comparisons for name in (c.run_a, c.run_b)))
+    domains = list(dict.fromkeys(c.domain for c in comparisons))
     side = 1.2 + 0.55 * len(runs)
     figure = Figure(figsize=(side * len(domains) + 1, side + 0.6), layout="constrained")
     for axes, domain in zip(
         figure.subplots(1, len(domains), squeeze=False)[0], domains, strict=True
     ):
         values = np.eye(len(runs))
-        for one in (one for one in found if one.domain == domain):
-            place = runs.index(one.run_a), runs.index(one.run_b)
-            values[place] = values[place[::-1]] = one.jaccard
+        for comparison in (c for c in comparisons if c.domain == domain):
+            cell = runs.index(comparison.run_a), runs.index(comparison.run_b)
+            values[cell] = values[cell[::-1]] = comparison.jaccard
         axes.imshow(values, vmin=0, vmax=1, cmap="Blues")
         for (row, column), value in np.ndenumerate(values):
             text = "–" if math.isnan(value) else f"{value:.2f}"

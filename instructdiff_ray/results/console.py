@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from instructdiff_ray.context import RunContext
 from instructdiff_ray.progress import duration
-from instructdiff_ray.results.report import LABELS
+from instructdiff_ray.results.labels import LABELS
 from instructdiff_ray.storage.filesystem import Folder, join
 
 POINTS = ("p05", "p25", "p50", "p75", "p95")
+
+
+def show_result(context: RunContext, summary: Mapping[str, Any]) -> None:
+    """Print what the last round selected, and where everything is."""
+    context.progress.say(result_table(summary, context.folder))
 
 
 def result_table(summary: Mapping[str, Any], folder: Folder) -> str:
@@ -99,7 +105,7 @@ def _cost(summary: Mapping[str, Any]) -> str:
     if not scoring["tokens"]:
         speed = "no forward pass: finished scores were reused"
     else:
-        passes = ", ".join(f"{role} {count:,}" for role, count in scored.items())
+        passes = ", ".join(f"{name} {count:,}" for name, count in scored.items())
         shares = scoring["shares"]
         speed = (
             f"{scoring['tokens_per_second']:,.0f} tokens/s (samples scored: {passes})\n"

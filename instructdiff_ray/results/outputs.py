@@ -7,52 +7,73 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
+import yaml
 
-from instructdiff_ray.pool.dedup import reject_row
-from instructdiff_ray.pool.pool import REJECTS, pool_rows
-from instructdiff_ray.results.report import LABELS, Example, render_report
+from instructdiff_ray.config.run import Config
+from instructdiff_ray.context import RunContext
+from instructdiff_ray.pipeline import Round
+from instructdiff_ray.pool.dataset import pool_rows
+from instructdiff_ray.pool.pool import REJECTS, reject_row
+from instructdiff_ray.results.labels import LABELS
+from instructdiff_ray.results.report import Example, render_report
+from instructdiff_ray.results.summary import SUMMARY, summarize
 from instructdiff_ray.sample import Reject
 from instructdiff_ray.selection.ranking import Ranking, selected_ids
 from instructdiff_ray.selection.select import ABOVE, BELOW, NOT_TOP, SELECTED
 from instructdiff_ray.storage.filesystem import Folder, open_filesystem
 
-SUMMARY = "summary.json"
 EXAMPLES_EACH = 4
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """One round's result. config_yaml: the resolved configuration."""
+def write_round(context: RunContext, result: Round) -> dict[str, Any]:
+    """Write the outputs of one round, and give its summary; the last round's outputs also show at
+    the top of the folder."""
+    rounds = context.config.rounds
+    folder = context.folder.sub(f"round-{result.number}") if rounds > 1 else context.folder
+    with context.progress.stage("write", "rows") as stage:
+        if result.number == 1:
+            start_run_folder(context.folder)
+        summary = summarize(context, result)
+        write_outputs(folder, result.ranking, summary, config_yaml(context.config))
+        stage.add(summary["counts"]["selected"])
+        earlier = context.progress.seconds.get("write", 0.0)
+        summary["seconds"]["write"] = earlier + stage.elapsed()
+        folder.write_json(SUMMARY, summary)
+        if result.number == rounds > 1:
+            copy_outputs(folder, context.folder)
+    return summary
 
-    ranking: Ranking
-    summary: dict[str, Any]
-    config_yaml: str
+
+def config_yaml(config: Config) -> str:
+    """The resolved configuration, as `config.yaml` has it."""
+    return yaml.safe_dump(asdict(config), allow_unicode=True, sort_keys=False)
 
 
-def write_outputs(folder: Folder, outcome: Outcome) -> None:
+def write_outputs(
+    folder: Folder, ranking: Ranking, summary: dict[str, Any], config_text: str
+) -> None:
     """Write all files of one round into `folder` but the summary, which makes them complete."""
     folder.delete(SUMMARY)
-    ranking = outcome.ranking
-    picks = _examples(ranking)
-    rows = write_ranking(folder, ranking, {row for rows in picks.values() for row in rows})
+    places = _examples(ranking)
+    rows = write_ranking(folder, ranking, {row for shown in places.values() for row in shown})
     parts = _write_selected(folder, ranking, {row["sample_id"] for row in rows.values()})
     examples = {
         heading: [
-            _example(rows[place], ranking.criteria.measures, parts[rows[place]["sample_id"]])
-            for place in places
+            _example(rows[place], ranking.inputs.measures, parts[rows[place]["sample_id"]])
+            for place in shown
         ]
-        for heading, places in picks.items()
+        for heading, shown in places.items()
     }
     _write_rejects(folder, ranking)
-    folder.write_bytes("config.yaml", outcome.config_yaml.encode())
-    page = render_report(outcome.summary, ranking.table, outcome.config_yaml, examples)
+    folder.write_bytes("config.yaml", config_text.encode())
+    page = render_report(summary, ranking.table, config_text, examples)
     folder.write_bytes("report/index.html", page.encode())
 
 
@@ -76,22 +97,22 @@ def copy_outputs(source: Folder, target: Folder) -> None:
 
 def _copy(source: Folder, target: Folder, name: str) -> None:
     fs, path = open_filesystem(source.sub(name).path)
-    _, place = open_filesystem(target.sub(name).path)
-    fs.create_dir(place.rsplit("/", 1)[0], recursive=True)
-    pafs.copy_files(path, place, source_filesystem=fs, destination_filesystem=fs)
+    _, copy = open_filesystem(target.sub(name).path)
+    fs.create_dir(copy.rsplit("/", 1)[0], recursive=True)
+    pafs.copy_files(path, copy, source_filesystem=fs, destination_filesystem=fs)
 
 
 def write_ranking(folder: Folder, ranking: Ranking, wanted: set[int]) -> dict[int, dict[str, Any]]:
     """Write `ranking.parquet`; gives the rows whose places in it are wanted."""
-    found, start = {}, 0
+    rows_at, start = {}, 0
     with folder.open_table("ranking.parquet", ranking.schema) as write:
         for rows in ranking.rows():
             write(rows)
             for place in wanted:
                 if start <= place < start + rows.num_rows:
-                    (found[place],) = rows.slice(place - start, 1).to_pylist()
+                    (rows_at[place],) = rows.slice(place - start, 1).to_pylist()
             start += rows.num_rows
-    return found
+    return rows_at
 
 
 def _write_selected(
@@ -125,8 +146,8 @@ def _write_rejects(folder: Folder, ranking: Ranking) -> None:
             return
         for table in pool_rows(pool, unscored, ["sample_id", "file", "line", "source"]):
             for row in table.to_pylist():
-                why = unscored[row["sample_id"]]
-                reject = Reject(why["reason"], why["detail"])
+                rejected = unscored[row["sample_id"]]
+                reject = Reject(rejected["reason"], rejected["detail"])
                 stream.write(_json_line(reject_row({**row, "text": row["source"]}, reject)))
 
 
@@ -136,8 +157,8 @@ def _json_line(row: dict[str, Any]) -> bytes:
 
 def _headings(ranking: Ranking) -> dict[str, tuple[str, str, str]]:
     """Heading of the examples in the report → fate, column to sort by, order."""
-    if not ranking.criteria.strategy.calibrates:
-        highest = ranking.criteria.strategy.end == "highest"
+    if not ranking.inputs.strategy.calibrates:
+        highest = ranking.inputs.strategy.end == "highest"
         first, last = ("descending", "ascending") if highest else ("ascending", "descending")
         return {"Selected": (SELECTED, "value", first), "Not selected": (NOT_TOP, "value", last)}
     return {
@@ -151,13 +172,13 @@ def _headings(ranking: Ranking) -> dict[str, tuple[str, str, str]]:
 def _examples(ranking: Ranking) -> dict[str, list[int]]:
     """Places in the ranking of the rows to show under each heading."""
     table = ranking.table.append_column("place", pa.array(np.arange(ranking.table.num_rows)))
-    picks = {}
+    places = {}
     for heading, (fate, column, order) in _headings(ranking).items():
         rows = table.filter(pc.equal(table["fate"], fate)).select([column, "place"])
         keys = [(column, order), ("place", "ascending")]
         first = pc.select_k_unstable(rows, EXAMPLES_EACH, sort_keys=keys)
-        picks[heading] = rows.take(first)["place"].to_pylist()
-    return {heading: places for heading, places in picks.items() if places}
+        places[heading] = rows.take(first)["place"].to_pylist()
+    return {heading: shown for heading, shown in places.items() if shown}
 
 
 def _example(row: dict[str, Any], measures: Sequence[str], parts: list[dict[str, str]]) -> Example:

@@ -27,15 +27,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
+from instructdiff_ray.results.labels import LABELS, UNITS
 from instructdiff_ray.selection.select import ABOVE, BELOW, EXCLUDED, NOT_TOP, SELECTED
 
 PAPER_MEAN_DELTA_ENTROPY = {"general": 0.41, "medical": 0.66, "math": 0.03, "code": 0.08}
 MAX_PLOTTED_DOMAINS = 20
 MAX_EXAMPLE_CHARACTERS = 1200
 
-# Measures that a ranking may have → what they are called, and their unit.
-LABELS = {"delta_nll": "ΔNLL", "delta_entropy": "ΔH", "value": "value"}
-UNITS = {"delta_nll": " (nats per token)", "delta_entropy": " (nats per token)", "value": ""}
 _FATES = (SELECTED, BELOW, ABOVE, NOT_TOP, EXCLUDED)
 _SELECTED, _BELOW, _ABOVE = 0, 1, 2
 

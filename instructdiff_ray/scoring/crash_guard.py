@@ -2,7 +2,7 @@
 
 A process that is killed can't say what it was doing. So it says so before, to an actor on the
 driver's machine, which lives as long as the run does. Ray starts a dead scorer again and hands it
-the same block: it then goes through the block sample by sample, and gives up the one on which it
+the same block: it then goes through the block sample by sample, and quarantines the one on which it
 dies again. A machine that was taken away costs a block's time and no sample.
 """
 
@@ -19,18 +19,18 @@ from instructdiff_ray.errors import UserError
 
 # Deaths on one sample alone, after the one on its block.
 MAX_DEATHS = 2
-# Samples given up one after the other, with none scored between: it is not the samples.
+# Samples quarantined one after the other, with none scored between: it is not the samples.
 MAX_IN_SUCCESSION = 10
 MAX_LOADS = 3
 
 
 @ray.remote(num_cpus=0)
-class Watch:
-    """Counts what was begun and not ended, by name; and remembers which samples were given up."""
+class CrashGuard:
+    """Counts what was begun and not ended, by name; and remembers the quarantined samples."""
 
     def __init__(self) -> None:
         self.begun: Counter[str] = Counter()
-        self.given_up: set[str] = set()
+        self.quarantined: set[str] = set()
         self.in_succession = 0
 
     def begin(self, name: str) -> int:
@@ -45,35 +45,35 @@ class Watch:
             self.in_succession = 0
 
     def begin_alone(self, name: str) -> int:
-        """0 where the sample may be scored; else how many have been given up in succession."""
-        if name in self.given_up:
+        """0 where the sample may be scored; else how many were quarantined in succession."""
+        if name in self.quarantined:
             return 1
         if self.begin(name) <= MAX_DEATHS:
             return 0
-        self.given_up.add(name)
+        self.quarantined.add(name)
         self.in_succession += 1
         return self.in_succession
 
 
-def start_watch() -> ActorHandle:
-    """A Watch on this machine: a spot machine that is taken away must not take it along."""
+def start_crash_guard() -> ActorHandle:
+    """A crash guard on this machine: a spot machine that is taken away must not take it along."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return Watch.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    return CrashGuard.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
 
-class Watched:
-    """A scorer's side of the watch."""
+class GuardedScorer:
+    """A scorer's side of the crash guard."""
 
-    def __init__(self, watch: ActorHandle) -> None:
-        self.watch = watch
+    def __init__(self, guard: ActorHandle) -> None:
+        self.guard = guard
 
     def begin(self, name: str) -> int:
         """Waits until it is noted: what follows may kill this process."""
-        count: Any = ray.get(self.watch.begin.remote(name))
+        count: Any = ray.get(self.guard.begin.remote(name))
         return int(count)
 
     def end(self, name: str, scored: bool) -> None:
-        self.watch.end.remote(name, scored)
+        self.guard.end.remote(name, scored)
 
     def begin_load(self) -> None:
         """Raises UserError where this actor died each time that it loaded its models."""
@@ -89,15 +89,15 @@ class Watched:
     def _load(self) -> str:
         return f"load {ray.get_runtime_context().get_actor_id()}"  # the same after a restart
 
-    def lethal(self, name: str) -> bool:
-        """Begins a sample alone, in one view of it; True where it is given up.
+    def quarantined(self, name: str) -> bool:
+        """Begins a sample alone, in one encoding; True where it is not to be scored.
 
-        Raises UserError where too many were given up in succession.
+        Raises UserError where too many were quarantined in succession.
         """
-        given_up: Any = ray.get(self.watch.begin_alone.remote(name))
-        if given_up >= MAX_IN_SUCCESSION:
+        in_succession: Any = ray.get(self.guard.begin_alone.remote(name))
+        if in_succession >= MAX_IN_SUCCESSION:
             raise UserError(
                 f"scorers died on {MAX_IN_SUCCESSION} samples in succession, last {name}; it"
                 " is the machine or the model, look into Ray's logs"
             )
-        return bool(given_up)
+        return bool(in_succession)

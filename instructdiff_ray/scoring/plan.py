@@ -1,141 +1,152 @@
-"""What is still to be scored: passes over the pool, each with samples that the same roles lack."""
+"""What is still to be scored: passes over the pool, each with samples that lack the same scores."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from instructdiff_ray.models.encoding import Rendering
+from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.model import Model
-from instructdiff_ray.pool.partition import id_array, id_prefixes
-from instructdiff_ray.pool.pool import Pool, among, of_domain
+from instructdiff_ray.pool.partition import among, id_array, id_prefixes
+from instructdiff_ray.pool.pool import Pool, of_domain
 from instructdiff_ray.scoring.blocks import KILLS_SCORER, OUT_OF_MEMORY
-from instructdiff_ray.scoring.forwards import Forward, Place
-from instructdiff_ray.scoring.store import aligned, read_pieces
+from instructdiff_ray.scoring.store import ScoreStore, aligned, read_shards
 from instructdiff_ray.storage.filesystem import Folder
 
-# Of a piece, what tells whether a sample need not be scored.
-SETTLED = pa.schema([("sample_id", pa.string()), ("reason", pa.string())])
+# What a shard says of whether a sample needs to be scored.
+DONE = pa.schema([("sample_id", pa.string()), ("reason", pa.string())])
 
 
 @dataclass(frozen=True)
-class View:
-    """A form in which samples are shown, and who sees them in it.
+class ScoreTarget:
+    """Scores to compute: by this model, of samples in this form, written to these shards."""
 
-    models, pieces: by role, a model and the folder for the pieces of its scores.
-    """
+    name: str
+    model: Model
+    encoding: EncoderSpec
+    shards: Folder
 
-    rendering: Rendering
-    models: Mapping[str, Model]
-    pieces: Mapping[str, Folder]
 
-    def only(self, roles: Sequence[str]) -> View:
-        """The same for those of its roles that are named."""
-        models = {role: model for role, model in self.models.items() if role in roles}
-        return replace(self, models=models, pieces={role: self.pieces[role] for role in models})
+Targets = Sequence[ScoreTarget]
 
-    def identities(self) -> set[str]:
-        """Of its models."""
-        return {model.identity for model in self.models.values()}
+
+def by_encoding(targets: Targets) -> dict[EncoderSpec, list[ScoreTarget]]:
+    """The targets that read samples in the same form, and so share their batches."""
+    groups: dict[EncoderSpec, list[ScoreTarget]] = defaultdict(list)
+    for target in targets:
+        groups[target.encoding].append(target)
+    return dict(groups)
 
 
 @dataclass(frozen=True)
-class Pass:
-    """Samples that the same roles lack. prefixes: of their ids, sorted; None: the whole pool.
+class ScorePass:
+    """One pass over samples that lack the same scores.
 
-    tokens: about what is to be read, by all roles together.
+    prefixes: of the samples' ids, sorted; None: the whole pool.
+    tokens: about how many are read, for all targets together.
     """
 
-    views: list[View]
+    targets: list[ScoreTarget]
     prefixes: np.ndarray | None
     tokens: int
 
 
-def all_passes(
-    pool: Pool, forwards: Mapping[str, Forward], places: Mapping[str, Place]
-) -> list[Pass]:
-    """What these forward passes lack. Where domains have models of their own, each by itself."""
-    domains = {domain: None for forward in forwards.values() for domain in forward.domains()}
-    common = {role for role, forward in forwards.items() if forward.domains() == [None]}
-    if len(domains) > 1:
-        domains.pop(None, None)
-    passes = []
-    for number, domain in enumerate(domains):
-        for views in _together(_views(forwards, places, domain)):
-            if {role for view in views for role in view.models} - common:
-                passes += find_passes(pool, views, domain)
-            elif number == 0:  # once for all domains
-                passes += find_passes(pool, views)
-    return passes
+def plan_passes(pool: Pool, stores: Sequence[ScoreStore]) -> list[ScorePass]:
+    """The passes that complete these scores.
+
+    Where domains have models of their own, each domain is passed over by itself; but scores that
+    need none of these models are computed once, for all domains.
+    """
+    domains: list[str | None] = list(
+        dict.fromkeys(d for store in stores for d in store.spec.domains() if d)
+    )
+    of_domains = {store.spec.name for store in stores if None not in store.shards}
+    groups: dict[tuple[str | None, tuple[ScoreTarget, ...]], None] = {}
+    for domain in domains or [None]:
+        for targets in _sharing_models(_targets(stores, domain)):
+            needs_domain = any(target.name in of_domains for target in targets)
+            groups[domain if needs_domain else None, tuple(targets)] = None
+    return [
+        lacking for domain, targets in groups for lacking in find_lacking(pool, targets, domain)
+    ]
 
 
-def _views(
-    forwards: Mapping[str, Forward], places: Mapping[str, Place], domain: str | None
-) -> Iterator[View]:
-    for rendering in dict.fromkeys(forward.rendering for forward in forwards.values()):
-        roles = [role for role, forward in forwards.items() if forward.rendering == rendering]
-        models = {role: forwards[role].model_of(domain) for role in roles}
-        yield View(rendering, models, {role: places[role].pieces_of(domain) for role in roles})
+def _targets(stores: Sequence[ScoreStore], domain: str | None) -> list[ScoreTarget]:
+    return [
+        ScoreTarget(
+            store.spec.name,
+            store.spec.model_of(domain),
+            store.spec.encoding,
+            store.shards_of(domain),
+        )
+        for store in stores
+    ]
 
 
-def _together(views: Iterator[View]) -> list[list[View]]:
-    """Views that the same scorers serve: one whose models another's scorers hold goes with it."""
-    teams: list[list[View]] = []
-    for view in sorted(views, key=lambda view: -len(view.identities())):
-        held = (team for team in teams if view.identities() <= team[0].identities())
-        if team := next(held, None):
-            team.append(view)
+def _sharing_models(targets: Targets) -> list[list[ScoreTarget]]:
+    """Targets in groups, each for one kind of scorer: an encoding whose models all belong to the
+    scorers of another goes along with it."""
+
+    def models(group: Targets) -> set[str]:
+        return {target.model.identity for target in group}
+
+    groups: list[list[ScoreTarget]] = []
+    held: list[set[str]] = []  # by the scorers of each group
+    for group in sorted(by_encoding(targets).values(), key=lambda group: -len(models(group))):
+        number = next((n for n, others in enumerate(held) if models(group) <= others), None)
+        if number is None:
+            groups.append(group)
+            held.append(models(group))
         else:
-            teams.append([view])
-    return teams
+            groups[number] += group
+    return groups
 
 
-def find_passes(pool: Pool, views: Sequence[View], domain: str | None = None) -> list[Pass]:
-    """What each role lacks, of a domain or of all, grouped by the set of roles that lack it."""
-    roles = [(role, view) for view in views for role in view.models]
-    prefixes, tokens, samples = defaultdict(list), Counter[int](), Counter[int]()
+def find_lacking(pool: Pool, targets: Targets, domain: str | None = None) -> list[ScorePass]:
+    """A pass for each set of targets that some samples, of one domain or of all, lack."""
+    prefixes = defaultdict(list)
+    samples, tokens = Counter[tuple[bool, ...]](), Counter[tuple[bool, ...]]()
     with ExitStack() as stack:
-        scored = [
-            stack.enter_context(read_pieces(view.pieces[role], SETTLED)) for role, view in roles
-        ]
-        for index, *found in aligned(pool, *scored):
-            ids, starts = id_array(index), id_prefixes(index)
-            lengths = [index[_length(view.rendering)].to_numpy() for _, view in roles]
-            # What ended with a machine is tried again: this one may be larger.
-            settled = [rows.filter(pc.invert(_of_machine(rows))) for rows in found]
-            codes = np.zeros(len(ids), dtype=int)
-            for bit, rows in enumerate(settled):
-                codes |= ~among(ids, np.sort(id_array(rows))) << bit
-            if domain is not None:
-                codes = np.where(of_domain(index, domain), codes, 0)
-            for code in np.unique(codes[codes > 0]).tolist():
-                mask = np.asarray(codes == code)
-                prefixes[code].append(starts[mask])
-                samples[code] += int(mask.sum())
-                tokens[code] += sum(int(lengths[bit][mask].sum()) for bit in _bits(code))
-    passes = []
-    for code, count in sorted(samples.items()):
-        lacking = [roles[bit][0] for bit in _bits(code)]
-        some = [view.only(lacking) for view in views]
-        every = count == len(pool) and pool.split is None
-        subset = None if every else np.concatenate(prefixes[code])
-        passes.append(Pass([view for view in some if view.models], subset, tokens[code]))
-    return passes
+        shards = [stack.enter_context(read_shards(target.shards, DONE)) for target in targets]
+        for index, *tables in aligned(pool, *shards):
+            lacks = _lacks(index, tables, domain)
+            lengths = np.stack([_length(index, target.encoding) for target in targets], axis=1)
+            for pattern in np.unique(lacks[lacks.any(axis=1)], axis=0):
+                rows = (lacks == pattern).all(axis=1)
+                lacking = tuple(pattern.tolist())
+                prefixes[lacking].append(id_prefixes(index)[rows])
+                samples[lacking] += int(rows.sum())
+                tokens[lacking] += int(lengths[rows][:, pattern].sum())
+    return [
+        ScorePass(
+            [target for target, missing in zip(targets, lacking, strict=True) if missing],
+            None
+            if samples[lacking] == len(pool) and pool.split is None
+            else np.concatenate(prefixes[lacking]),
+            tokens[lacking],
+        )
+        for lacking in sorted(samples, key=lambda lacking: lacking[::-1])
+    ]
 
 
-def _bits(code: int) -> list[int]:
-    return [bit for bit in range(code.bit_length()) if code >> bit & 1]
+def _lacks(index: pa.Table, scored: Sequence[pa.Table], domain: str | None) -> np.ndarray:
+    """[samples, targets]: whether a sample of the domain needs a target's score."""
+    ids = id_array(index)
+    # What ended with a machine is tried again: this one may be larger.
+    done = [np.sort(id_array(rows.filter(pc.invert(_of_machine(rows))))) for rows in scored]
+    lacks = np.stack([~among(ids, known) for known in done], axis=1)
+    return lacks if domain is None else lacks & of_domain(index, domain)[:, None]
 
 
-def _length(rendering: Rendering) -> str:
+def _length(index: pa.Table, encoding: EncoderSpec) -> np.ndarray:
     # About what will be read; a question for a rating is a little longer than the sample.
-    return "response_tokens" if rendering.form == "response" else "tokens"
+    return index["response_tokens" if encoding.form == "response" else "tokens"].to_numpy()
 
 
 def _of_machine(rows: pa.Table) -> pa.Array:

@@ -1,6 +1,6 @@
 """Score: the pool under one or several models, with Ray Data.
 
-Two kinds of things are kept. *Pieces* belong to a scorer (model, rendering, precision) and hold the
+Two kinds of things are kept. *Shards* belong to a scorer (model, encoding, precision) and hold the
 scores of a batch of samples each; they appear whole, while the job runs, and serve whatever pool
 holds these samples: a job that died goes on, a pool that grew scores only what is new. From them
 the *scores* artifact is gathered: one row for each sample of one pool, in the order of its index,
@@ -10,109 +10,110 @@ complete, or not there at all.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 
 import pyarrow as pa
 
 from instructdiff_ray.config.run import Config
-from instructdiff_ray.engine.throughput import Usage
-from instructdiff_ray.models.encoding import Rendering
+from instructdiff_ray.engine.throughput import Throughput
+from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.pool.pool import Pool, check_rejects
 from instructdiff_ray.progress import Progress, Stage
 from instructdiff_ray.scoring.dataflow import score_blocks
-from instructdiff_ray.scoring.forwards import Forward, Place, find_places, finished_scores
-from instructdiff_ray.scoring.plan import View, all_passes
-from instructdiff_ray.scoring.store import gather
-from instructdiff_ray.storage.artifacts import Finished, Storage
-
-
-@dataclass
-class Work:
-    """What scoring cost in this command.
-
-    samples: forward passes by role; usage: of all scorers.
-    """
-
-    samples: dict[str, int] = field(default_factory=lambda: {"base": 0, "calibrated": 0})
-    usage: Usage = field(default_factory=Usage)
-
-    @property
-    def tokens(self) -> int:
-        """Prompt and response, counted once for each model."""
-        return round(self.usage.tokens)
+from instructdiff_ray.scoring.plan import Targets, by_encoding, plan_passes
+from instructdiff_ray.scoring.spec import ScoreSpec, ScoreTable
+from instructdiff_ray.scoring.stats import ScoringStats
+from instructdiff_ray.scoring.store import ScoreStore, gather, score_stores
+from instructdiff_ray.storage.artifacts import FinishedArtifact, Storage
 
 
 def score(
     config: Config,
     pool: Pool,
-    forwards: Mapping[str, Forward],
+    specs: Sequence[ScoreSpec],
     storage: Storage,
     progress: Progress,
-    work: Work,
-) -> dict[str, Finished]:
-    """Scores of the pool by role, one for each forward pass.
+    stats: ScoringStats,
+) -> dict[str, ScoreTable]:
+    """The scores of the pool, by the name of their spec.
 
-    Each holds `scores.parquet`: a row for each sample, in the order of the pool's index. What is in
-    storage is not computed again; models that are shown the same and lack the same samples share
-    their batches. `work` is added to. Raises UserError where too many samples are rejected.
+    What is in storage is not computed again; models that read samples in the same form and lack the
+    same samples share their batches. `stats` is added to. Raises UserError where too many samples
+    are rejected.
     """
-    places = find_places(config, pool, forwards, storage)
-    # Two roles may be the same model and the same rendering.
-    first = {place.artifact.key: role for role, place in reversed(places.items())}
-    with ExitStack() as turns:
-        # All runs take their turns in one order, so that no two wait for each other.
-        missing = [
-            role
-            for _, role in sorted(first.items())
-            if turns.enter_context(places[role].artifact.turn(progress.say)) is None
-        ]
+    stores = score_stores(specs, pool, config.cluster.precision, storage)
+    # Two specs may be the same model and the same encoding.
+    by_key = {store.artifact.key: store for store in reversed(stores)}
+    finished: dict[str, FinishedArtifact] = {}
+    with ExitStack() as locks:
+        missing = []
+        # All runs lock in one order, so that no two wait for each other.
+        for key, store in sorted(by_key.items()):
+            artifact = locks.enter_context(store.artifact.lock(progress.say))
+            if artifact is None:
+                missing.append(store)
+            else:
+                finished[key] = artifact
         if missing:
-            lacking = {role: forward for role, forward in forwards.items() if role in missing}
-            _compute(config, pool, lacking, places, progress, work)
-    return finished_scores(config, pool, forwards, storage)
+            ordered = [store for store in stores if store in missing]
+            finished.update(_compute(config, pool, ordered, progress, stats))
+    return {store.spec.name: store.table(finished[store.artifact.key]) for store in stores}
+
+
+def finished_scores(
+    config: Config, pool: Pool, specs: Sequence[ScoreSpec], storage: Storage
+) -> dict[str, ScoreTable]:
+    """The same from storage alone; UserError where they were not computed yet."""
+    return {
+        store.spec.name: store.table(
+            store.artifact.require(f"the {store.spec.name} scores", "run jobs/score.py first")
+        )
+        for store in score_stores(specs, pool, config.cluster.precision, storage)
+    }
 
 
 def _compute(
     config: Config,
     pool: Pool,
-    forwards: Mapping[str, Forward],
-    places: Mapping[str, Place],
+    stores: Sequence[ScoreStore],
     progress: Progress,
-    work: Work,
-) -> None:
-    """The scores that are missing: forward passes for what no piece holds, then gathered."""
-    passes = all_passes(pool, forwards, places)
-    rejected: dict[Rendering, Counter[str]] = defaultdict(Counter)
-    with progress.stage("score", "samples", sum(one.tokens for one in passes)) as stage:
-        for one in passes:
-            for receipt in score_blocks(config, pool, one.views, one.prefixes):
-                _account(receipt, one.views, rejected, work, stage)
-                for rendering, reasons in rejected.items():
-                    if rendering.form == "whole":  # of others, the selection needs it or not
+    stats: ScoringStats,
+) -> dict[str, FinishedArtifact]:
+    """The scores that are missing, by key: passes for what no shard holds, then gathered."""
+    passes = plan_passes(pool, stores)
+    rejected: dict[EncoderSpec, Counter[str]] = defaultdict(Counter)
+    with progress.stage("score", "samples", sum(part.tokens for part in passes)) as stage:
+        for part in passes:
+            for receipt in score_blocks(config, pool, part.targets, part.prefixes):
+                _account(receipt, part.targets, rejected, stats, stage)
+                for encoding, reasons in rejected.items():
+                    if encoding.form == "whole":  # of others, the selection needs it or not
                         check_rejects(pool, config.data.max_reject_ratio, reasons)
-    for role, forward in forwards.items():
-        place = places[role]
-        with place.artifact.attempt() as attempt:
-            gather(pool, place.pieces, forward.rendering.measures, attempt.folder)
-            attempt.finish(place.inputs, {"samples": len(pool)})
+    return {store.artifact.key: _gather(pool, store) for store in stores}
+
+
+def _gather(pool: Pool, store: ScoreStore) -> FinishedArtifact:
+    with store.artifact.writer() as writer:
+        gather(pool, store.shards, store.spec.encoding.measures, writer.folder)
+        return writer.finish(store.key_inputs, {"samples": len(pool)})
 
 
 def _account(
     receipt: pa.Table,
-    views: Sequence[View],
-    rejected: dict[Rendering, Counter[str]],
-    work: Work,
+    targets: Targets,
+    rejected: dict[EncoderSpec, Counter[str]],
+    stats: ScoringStats,
     stage: Stage,
 ) -> None:
     """Counts what was done, and the reasons of the samples that could not be scored."""
+    groups = by_encoding(targets)
     for row in receipt.to_pylist():
-        for view, samples, reasons in zip(views, row["samples"], row["rejected"], strict=True):
-            rejected[view.rendering].update(reasons)
-            for role in view.models:
-                work.samples[role] = work.samples.get(role, 0) + samples
-        usage = Usage(**row["usage"])
-        work.usage.add(usage)
-        speed = (stage.work + usage.tokens) / max(stage.elapsed(), 1e-9)
-        stage.add(max(row["samples"]), work=usage.tokens, note=f"{speed:,.0f} tokens/s")
+        for encoding, samples, reasons in zip(groups, row["samples"], row["rejected"], strict=True):
+            rejected[encoding].update(reasons)
+            for target in groups[encoding]:
+                stats.add_samples(target.name, samples)
+        throughput = Throughput(**row["throughput"])
+        stats.throughput.add(throughput)
+        speed = (stage.work + throughput.tokens) / max(stage.elapsed(), 1e-9)
+        stage.add(max(row["samples"]), work=throughput.tokens, note=f"{speed:,.0f} tokens/s")

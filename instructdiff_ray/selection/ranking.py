@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,34 +12,29 @@ import pyarrow.compute as pc
 from instructdiff_ray.config.selection import SelectConfig
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.models.encoding import LIKELIHOOD
-from instructdiff_ray.pool.partition import id_array
-from instructdiff_ray.pool.pool import Pool, among
-from instructdiff_ray.scoring.store import SCORES
+from instructdiff_ray.pool.partition import among, id_array
+from instructdiff_ray.pool.pool import Pool
+from instructdiff_ray.scoring.spec import ScoreTable
 from instructdiff_ray.selection.select import (
-    ABOVE,
-    BELOW,
     EXCLUDED,
     FATES,
-    NOT_TOP,
     SELECTED,
-    Measured,
+    Candidates,
     select,
+    take_within_budget,
 )
 from instructdiff_ray.selection.strategies import (
     ALONE,
     BASE,
     CALIBRATED,
-    RATING,
-    Bucket,
     Strategy,
+    StrategyBatch,
     delta_entropy,
     delta_nll,
     delta_ppl,
     ifd,
 )
-from instructdiff_ray.storage.artifacts import Finished
 
-QUANTILES = (5, 25, 50, 75, 95)
 # The columns of `ranking.parquet`; null where the strategy does without. A baseline has one more.
 RANKING = pa.schema(
     [
@@ -62,12 +55,12 @@ REJECTED = pa.schema([("sample_id", pa.string()), ("reason", pa.string()), ("det
 
 
 @dataclass(frozen=True)
-class Criteria:
-    """What a pool is ranked by.
+class RankingInputs:
+    """What a pool is ranked by, besides its scores.
 
-    select: a domain's name → its configuration; filter: as in SelectConfig, of all domains; seed,
-    weights: as in Bucket; warmup: sorted ids of the warm-up subset, where some domain excludes it;
-    picks: a sample's place in ZIP's order.
+    select: a domain's name → its configuration; filter: as in SelectConfig, of all domains.
+    seed, weights, order: as in StrategyBatch.
+    warmup: sorted ids of the warm-up subset, where some domain excludes it.
     """
 
     strategy: Strategy
@@ -76,11 +69,11 @@ class Criteria:
     seed: int = 0
     weights: Sequence[float] = (1.0,)
     warmup: np.ndarray | None = None
-    picks: Mapping[str, int] | None = None
+    order: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """The columns that tell why a sample met its fate."""
+        """The columns that tell why a sample met its fate; it is ranked by the last."""
         return ("delta_nll", "delta_entropy") if self.strategy.calibrates else ("value",)
 
 
@@ -88,258 +81,239 @@ class Criteria:
 class Ranking:
     """A ranked pool.
 
-    table: domain, response_tokens, `criteria.measures` and fate of each sample that has scores, in
+    table: domain, response_tokens, `inputs.measures` and fate of each sample that has scores, in
         the order of sample_id: all that the driver holds of it.
     rejected: rows of REJECTED, the samples that could not be scored.
     """
 
     pool: Pool
-    scores: Mapping[str, Finished]
-    criteria: Criteria
+    scores: Mapping[str, ScoreTable]
+    inputs: RankingInputs
     table: pa.Table
     rejected: pa.Table
 
     @property
     def schema(self) -> pa.Schema:
         """Of `ranking.parquet`."""
-        return RANKING if self.criteria.strategy.calibrates else RANKING.append(VALUE)
+        return RANKING if self.inputs.strategy.calibrates else RANKING.append(VALUE)
+
+    @property
+    def fates(self) -> pa.Array:
+        return self.table["fate"].combine_chunks()
 
     def rows(self) -> Iterator[pa.Table]:
-        """All columns, a bucket at a time, in the order of sample_id."""
+        """All columns, a partition at a time, in the order of sample_id."""
         start, ids = 0, ["sample_id"]
-        for bucket in _buckets(self.pool, self.scores, self.criteria, ids, ids):
-            same = [
-                s["sample_id"].equals(bucket.index["sample_id"]) for s in bucket.scores.values()
-            ]
-            assert all(same), "scores of another pool"
-            bucket = _complete(bucket, self.criteria)
-            narrow = self.table.slice(start, bucket.index.num_rows)
-            start += bucket.index.num_rows
-            columns = {"sample_id": bucket.index["sample_id"]}
-            for role in (BASE, CALIBRATED):
+        for batch in _batches(self.pool, self.scores, self.inputs, ids, ids):
+            scored_ids = [table["sample_id"] for table in batch.scores.values()]
+            aligned = all(ids.equals(batch.index["sample_id"]) for ids in scored_ids)
+            assert aligned, "scores of another pool"
+            batch = _complete(batch, self.inputs)
+            narrow = self.table.slice(start, batch.index.num_rows)
+            start += batch.index.num_rows
+            columns = {"sample_id": batch.index["sample_id"]}
+            for name in (BASE, CALIBRATED):
                 for measure in LIKELIHOOD:
-                    if role in bucket.scores:
-                        columns[f"{role}_{measure}"] = bucket.scores[role][measure]
+                    if name in batch.scores:
+                        columns[f"{name}_{measure}"] = batch.scores[name][measure]
             columns.update({name: narrow[name] for name in narrow.column_names})
             nothing = pa.nulls(narrow.num_rows)
             casted = [columns.get(f.name, nothing).cast(f.type) for f in self.schema]
             yield pa.table(casted, schema=self.schema)
 
 
-def rank(pool: Pool, scores: Mapping[str, Finished], criteria: Criteria) -> Ranking:
+def rank(pool: Pool, scores: Mapping[str, ScoreTable], inputs: RankingInputs) -> Ranking:
     """Filter and rank the pool.
 
-    scores: by role, all that the strategy needs, and of ALONE where mismatched pairs are excluded.
+    scores: by name, all that the strategy needs, and ALONE where mismatched pairs are excluded.
     Raises UserError where no sample has scores.
     """
-    count = len(pool)
-    columns: dict[str, np.ndarray] = {}
-    domains, tokens = np.empty(count, np.int32), np.empty(count, np.int32)
-    barred = np.zeros(count, bool)
-    names: dict[str, int] = {}
-    configs: list[SelectConfig] = []
-    end = 0
-    for bucket in _buckets(pool, scores, criteria, _index_columns(criteria), []):
-        bucket = _complete(bucket, criteria)
-        start, end = end, end + bucket.index.num_rows
-        domains[start:end] = _domain_numbers(bucket.index, names)
-        configs += [criteria.select(name) for name in list(names)[len(configs) :]]
-        tokens[start:end] = bucket.index["response_tokens"]
-        for name, values in _values(bucket, criteria).items():
-            columns.setdefault(name, np.empty(count))[start:end] = values
-        barred[start:end] = _barred(bucket, criteria, configs, domains[start:end])
-    if not end:
+    domains: dict[str, int] = {}
+    columns = _columns(pool, scores, inputs, domains)
+    if not len(columns["domain"]):
         raise UserError("no sample of the pool could be scored; see the rejects in storage/pieces")
-    columns = {name: values[:end] for name, values in columns.items()}
-    domains, tokens, barred = domains[:end], tokens[:end], barred[:end]
-    shift, value = None, columns[criteria.measures[-1]]
-    if criteria.strategy.calibrates:
-        shift = columns.get("shift", columns["delta_nll"])
-    if criteria.strategy.below is not None or criteria.picks is not None:
-        limit = np.inf if criteria.strategy.below is None else criteria.strategy.below
-        barred |= ~(value < limit)
-        value = np.where(barred, 0.0, value)  # what is barred may have no finite one
-    measured = Measured(domains, tokens, value, shift, barred if barred.any() else None)
-    fates = select(measured, criteria.strategy.end, configs)
-    if criteria.picks is not None:  # what was not picked is not barred, but not in the top either
-        fates[fates == FATES.index(EXCLUDED)] = FATES.index(NOT_TOP)
+    filter_values = None
+    if inputs.strategy.calibrates:
+        filter_values = columns.get("filter_value", columns["delta_nll"])
+    candidates = Candidates(
+        columns["domain"],
+        columns["response_tokens"],
+        columns[inputs.measures[-1]],
+        filter_values,
+        columns["decided"],
+    )
+    configs = [inputs.select(name) for name in domains]
+    fates = select(candidates, inputs.strategy.end, configs)
     table = pa.table(
         {
-            "domain": pa.DictionaryArray.from_arrays(domains, list(names)),
-            "response_tokens": tokens,
-            **{name: columns[name] for name in criteria.measures},
+            "domain": pa.DictionaryArray.from_arrays(columns["domain"], list(domains)),
+            "response_tokens": columns["response_tokens"],
+            **{name: columns[name] for name in inputs.measures},
             "fate": pa.DictionaryArray.from_arrays(fates, list(FATES)),
         }
     )
-    rejected = REJECTED.empty_table() if end == count else _rejected(pool, scores, criteria)
-    return Ranking(pool, scores, criteria, table, rejected)
+    complete = table.num_rows == len(pool)
+    rejected = REJECTED.empty_table() if complete else _rejected(pool, scores, inputs)
+    return Ranking(pool, scores, inputs, table, rejected)
 
 
-def _domain_numbers(index: pa.Table, names: dict[str, int]) -> np.ndarray:
-    """Each row's domain as its number in `names`, which takes in new ones."""
+def order_within_budgets(
+    samples: pa.Table,
+    order: Callable[[Sequence[bytes]], Iterator[int]],
+    select: Callable[[str], SelectConfig],
+) -> dict[str, int]:
+    """The place of each sample in a strategy's order of its domain, as far as the budget goes.
+
+    samples: sample_id, domain, response_tokens and text of the whole pool, in the order of
+        sample_id; select: a domain's name → its configuration.
+    """
+    domains, ids = samples["domain"].to_numpy(), samples["sample_id"].to_pylist()
+    tokens, texts = samples["response_tokens"].to_numpy(), samples["text"].to_pylist()
+    places: dict[str, int] = {}
+    for domain in np.unique(domains):
+        rows = np.flatnonzero(domains == domain)
+        positions = order([texts[row].encode() for row in rows])
+        for place, position in enumerate(
+            take_within_budget(positions, tokens[rows], select(domain))
+        ):
+            places.setdefault(ids[rows[position]], place)
+    return places
+
+
+def _columns(
+    pool: Pool,
+    scores: Mapping[str, ScoreTable],
+    inputs: RankingInputs,
+    domains: dict[str, int],
+) -> dict[str, np.ndarray]:
+    """What samples are selected by, a column each, in the order of sample_id; those without scores
+    are left out. `domains` takes in the domains' numbers."""
+    columns: dict[str, np.ndarray] = {}
+    end = 0
+    for batch in _batches(pool, scores, inputs, _index_columns(inputs), []):
+        batch = _complete(batch, inputs)
+        start, end = end, end + batch.index.num_rows
+        for name, values in _batch_columns(batch, inputs, domains).items():
+            # Filled in place: at a hundred million samples a second copy would be felt.
+            if name not in columns:
+                columns[name] = np.empty(len(pool), values.dtype)
+            columns[name][start:end] = values
+    return {name: values[:end] for name, values in columns.items()}
+
+
+def _batch_columns(
+    batch: StrategyBatch, inputs: RankingInputs, domains: dict[str, int]
+) -> dict[str, np.ndarray]:
+    numbers, values = _domain_numbers(batch.index, domains), _values(batch, inputs)
+    configs = [inputs.select(name) for name in domains]
+    return {
+        "domain": numbers,
+        "response_tokens": batch.index["response_tokens"].to_numpy(),
+        **values,
+        "decided": _decided(batch, values[inputs.measures[-1]], inputs, configs, numbers),
+    }
+
+
+def _domain_numbers(index: pa.Table, domains: dict[str, int]) -> np.ndarray:
+    """Each row's domain as its number in `domains`, which takes in new ones."""
     column = index["domain"].combine_chunks()
-    numbers = [names.setdefault(name, len(names)) for name in column.dictionary.to_pylist()]
+    numbers = [domains.setdefault(name, len(domains)) for name in column.dictionary.to_pylist()]
     return np.array(numbers, np.int32)[column.indices.to_numpy()]
 
 
-def _index_columns(criteria: Criteria) -> list[str]:
+def _index_columns(inputs: RankingInputs) -> list[str]:
     """Not the ids, if they are not needed: they are most of the bytes, and the order is the same
     by construction."""
     columns = ["domain", "response_tokens"]
-    if criteria.strategy.calibrates:
-        return columns if criteria.warmup is None else ["sample_id", *columns]
+    if inputs.strategy.calibrates:
+        return columns if inputs.warmup is None else ["sample_id", *columns]
     return ["sample_id", *columns, "instruction_tokens"]
 
 
-def _values(bucket: Bucket, criteria: Criteria) -> dict[str, np.ndarray]:
-    """`criteria.measures`, and `shift` where the filter cuts by something else than ΔNLL."""
-    strategy = criteria.strategy
-    if strategy.value is None:
-        assert criteria.picks is not None
-        ids = bucket.index["sample_id"].to_pylist()
-        return {"value": np.array([criteria.picks.get(i, np.inf) for i in ids], dtype=float)}
-    if not strategy.calibrates:
-        return {"value": strategy.value(bucket)}
-    values = {"delta_nll": delta_nll(bucket), "delta_entropy": delta_entropy(bucket)}
-    return values if criteria.filter == "nll" else {**values, "shift": delta_ppl(bucket)}
+def _values(batch: StrategyBatch, inputs: RankingInputs) -> dict[str, np.ndarray]:
+    """`inputs.measures`, and `filter_value` where the filter cuts by something else than ΔNLL."""
+    if not inputs.strategy.calibrates:
+        return {"value": inputs.strategy.value(batch)}
+    values = {"delta_nll": delta_nll(batch), "delta_entropy": delta_entropy(batch)}
+    return values if inputs.filter == "nll" else {**values, "filter_value": delta_ppl(batch)}
 
 
-def _barred(
-    bucket: Bucket, criteria: Criteria, configs: Sequence[SelectConfig], domains: np.ndarray
+def _decided(
+    batch: StrategyBatch,
+    values: np.ndarray,
+    inputs: RankingInputs,
+    configs: Sequence[SelectConfig],
+    domains: np.ndarray,
 ) -> np.ndarray:
-    """What an option excludes from selection."""
-    barred = np.zeros(len(domains), bool)
-    if criteria.warmup is not None:
+    """The fates of samples that are never selected, by an option or the strategy's own rule; −1 for
+    all others."""
+    decided = np.full(len(domains), -1, np.int8)
+    if inputs.strategy.below is not None:
+        decided[~(values < inputs.strategy.below)] = FATES.index(inputs.strategy.never_selected)
+    if inputs.warmup is not None:
         wanted = np.array([config.exclude_warmup for config in configs], bool)[domains]
-        barred |= wanted & among(id_array(bucket.index), criteria.warmup)
+        in_warmup = among(id_array(batch.index), inputs.warmup)
+        decided[wanted & in_warmup] = FATES.index(EXCLUDED)
     wanted = np.array([config.exclude_mismatched for config in configs], bool)[domains]
     if wanted.any():
         # A response that can't be scored alone stays: nothing is known against it.
-        unknown = bucket.scores[ALONE]["reason"].is_valid().to_numpy()
-        barred |= wanted & ~unknown & (ifd(bucket) >= 1)
-    return barred
+        unknown = batch.scores[ALONE]["reason"].is_valid().to_numpy()
+        decided[wanted & ~unknown & (ifd(batch) >= 1)] = FATES.index(EXCLUDED)
+    return decided
 
 
-def _buckets(
+def _batches(
     pool: Pool,
-    scores: Mapping[str, Finished],
-    criteria: Criteria,
+    scores: Mapping[str, ScoreTable],
+    inputs: RankingInputs,
     of_index: list[str],
     of_scores: list[str],
-) -> Iterator[Bucket]:
-    """Each bucket of the pool with these columns of its index and of the scores, aligned; of the
+) -> Iterator[StrategyBatch]:
+    """Each partition of the pool with these columns of its index and of the scores, aligned; of the
     scores also their measures and the reason."""
-    tables = []
-    for role, finished in scores.items():
-        measures = (RATING,) if role.startswith(RATING) else LIKELIHOOD
-        columns = [*of_scores, *measures, "reason"]
-        tables.append(finished.folder.read_row_groups(SCORES, columns))
-    for index, *found in zip(pool.index(of_index), *tables, strict=True):
-        yield Bucket(index, dict(zip(scores, found, strict=True)), criteria.seed, criteria.weights)
+    tables = [table.read([*of_scores, *table.measures, "reason"]) for table in scores.values()]
+    for index, *scored in zip(pool.index(of_index), *tables, strict=True):
+        named = dict(zip(scores, scored, strict=True))
+        yield StrategyBatch(index, named, inputs.seed, inputs.weights, inputs.order)
 
 
-def _complete(bucket: Bucket, criteria: Criteria) -> Bucket:
+def _complete(batch: StrategyBatch, inputs: RankingInputs) -> StrategyBatch:
     """Those samples that have all the scores that the strategy needs."""
-    reasons = _needed(bucket, criteria, "reason")
+    reasons = _needed(batch, inputs, "reason")
     if not reasons:
-        return bucket
+        return batch
     good = pc.is_null(pc.coalesce(*reasons))
-    kept = {role: table.filter(good) for role, table in bucket.scores.items()}
-    return replace(bucket, index=bucket.index.filter(good), scores=kept)
+    kept = {name: table.filter(good) for name, table in batch.scores.items()}
+    return replace(batch, index=batch.index.filter(good), scores=kept)
 
 
-def _needed(bucket: Bucket, criteria: Criteria, column: str) -> list[pa.ChunkedArray]:
-    """A column of the roles that the strategy needs: not of ALONE, where only an option looks."""
-    optional = ALONE not in criteria.strategy.roles
-    return [t[column] for role, t in bucket.scores.items() if not (optional and role == ALONE)]
+def _needed(batch: StrategyBatch, inputs: RankingInputs, column: str) -> list[pa.ChunkedArray]:
+    """A column of the scores that the strategy needs: not of ALONE, where only an option looks."""
+    optional = ALONE not in inputs.strategy.scores
+    return [t[column] for name, t in batch.scores.items() if not (optional and name == ALONE)]
 
 
-def _rejected(pool: Pool, scores: Mapping[str, Finished], criteria: Criteria) -> pa.Table:
+def _rejected(pool: Pool, scores: Mapping[str, ScoreTable], inputs: RankingInputs) -> pa.Table:
     """The samples without scores, with the reason, as REJECTED."""
-    found = []
-    for bucket in _buckets(pool, scores, criteria, ["sample_id"], ["detail"]):
+    tables = []
+    for batch in _batches(pool, scores, inputs, ["sample_id"], ["detail"]):
         reason, detail = (
-            pc.coalesce(*_needed(bucket, criteria, column)) for column in ("reason", "detail")
+            pc.coalesce(*_needed(batch, inputs, column)) for column in ("reason", "detail")
         )
-        table = pa.table([bucket.index["sample_id"], reason, detail], schema=REJECTED)
-        found.append(table.filter(pc.is_valid(reason)))
-    return pa.concat_tables(found)
+        table = pa.table([batch.index["sample_id"], reason, detail], schema=REJECTED)
+        tables.append(table.filter(pc.is_valid(reason)))
+    return pa.concat_tables(tables)
 
 
 def selected_ids(ranking: Ranking) -> list[str]:
     """The selection's sample ids, sorted."""
-    chosen = pc.equal(_fates(ranking), SELECTED)
+    chosen = pc.equal(ranking.fates, SELECTED)
     ids, start = [], 0
     for index in ranking.pool.index(["sample_id"]):
         names = index["sample_id"]
         if ranking.rejected.num_rows:
-            lost = pc.is_in(names, value_set=ranking.rejected["sample_id"])
-            names = names.filter(pc.invert(lost))
+            unscored = pc.is_in(names, value_set=ranking.rejected["sample_id"])
+            names = names.filter(pc.invert(unscored))
         ids += names.filter(chosen.slice(start, len(names))).to_pylist()
         start += len(names)
     return ids
-
-
-def fate_counts(ranking: Ranking) -> dict[str, int]:
-    """Samples below, above and in the learnable band, and selected; of a baseline all are in it."""
-    counted = Counter(
-        {v["values"]: v["counts"] for v in pc.value_counts(_fates(ranking)).to_pylist()}
-    )
-    return {
-        "below_band": counted[BELOW],
-        "above_band": counted[ABOVE],
-        "in_band": counted[NOT_TOP] + counted[SELECTED] + counted[EXCLUDED],
-        **({"excluded": counted[EXCLUDED]} if counted[EXCLUDED] else {}),
-        "selected": counted[SELECTED],
-    }
-
-
-def token_counts(ranking: Ranking) -> dict[str, int]:
-    """Response tokens of the pool and of the selection."""
-    tokens = ranking.table["response_tokens"]
-    chosen = tokens.filter(pc.equal(ranking.table["fate"].cast(pa.string()), SELECTED))
-    return {
-        "response_tokens": pc.sum(tokens).as_py(),
-        "selected_response_tokens": pc.sum(chosen).as_py() or 0,
-    }
-
-
-def scored_counts(ranking: Ranking) -> dict[str, Any]:
-    """`rejected` and `pool`, where samples that could not be scored count as the former."""
-    counts = ranking.pool.counts
-    rejected = Counter(counts["rejected"]) + Counter(ranking.rejected["reason"].to_pylist())
-    return {"rejected": dict(sorted(rejected.items())), "pool": ranking.table.num_rows}
-
-
-def by_domain(ranking: Ranking) -> dict[str, dict[str, Any]]:
-    """For each domain: samples, how many are selected, their response tokens, and quantiles of ΔNLL
-    and ΔH (nats) or of a baseline's value."""
-    domain = ranking.table["domain"].combine_chunks()
-    codes = domain.indices.to_numpy()
-    selected = pc.equal(_fates(ranking), SELECTED).to_numpy(zero_copy_only=False)
-    table = {}
-    for code, name in sorted(enumerate(domain.dictionary.to_pylist()), key=lambda item: item[1]):
-        rows = codes == code
-        if rows.any():
-            table[name] = {
-                "pool": int(rows.sum()),
-                "selected": int(selected[rows].sum()),
-                **{
-                    column: _quantiles(ranking.table[column].to_numpy()[rows])
-                    for column in ranking.criteria.measures
-                },
-            }
-    return table
-
-
-def _fates(ranking: Ranking) -> pa.Array:
-    return ranking.table["fate"].combine_chunks()
-
-
-def _quantiles(values: np.ndarray) -> dict[str, float | None]:
-    """Of those that are finite; None where none is."""
-    known = values[np.isfinite(values)]
-    if not len(known):
-        return {f"p{q:02d}": None for q in QUANTILES}
-    points = np.percentile(known, QUANTILES)
-    return {f"p{q:02d}": float(point) for q, point in zip(QUANTILES, points, strict=True)}

@@ -1,24 +1,23 @@
-"""Which model is shown what, for each role of scores that a strategy needs."""
+"""The scores that a strategy needs: which model reads the samples in which form."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from instructdiff_ray.config.data import TemplateConfig
 from instructdiff_ray.config.run import Config
-from instructdiff_ray.models.encoding import Rendering
-from instructdiff_ray.models.model import Model, find_model
-from instructdiff_ray.scoring.forwards import Forward
+from instructdiff_ray.models.encoding import EncoderSpec
+from instructdiff_ray.models.model import Model, ModelByDomain, find_model
+from instructdiff_ray.scoring.spec import ScoreSpec
 from instructdiff_ray.selection.strategies import (
     ALONE,
     BASE,
     CALIBRATED,
-    RATING,
     SMALL,
     SMALL_ALONE,
     STRATEGIES,
-    WORDINGS,
+    rating_scores,
 )
 
 # As the authors of Superfiltering have it.
@@ -26,7 +25,7 @@ SMALL_MAX_LENGTH = 1024
 
 
 @dataclass(frozen=True)
-class OtherModels:
+class BaselineModels:
     """Models of a baseline besides the base model. weights: of the raters, shares of 1."""
 
     small: Model | None = None
@@ -34,57 +33,51 @@ class OtherModels:
     weights: Sequence[float] = field(default=(1.0,))
 
 
-def find_other_models(config: Config, base: Model) -> OtherModels:
+def find_baseline_models(config: Config, base: Model) -> BaselineModels:
     """What the strategy needs, checked. Raises UserError where a model can't be found."""
-    roles = STRATEGIES[config.strategy].roles
+    strategy = STRATEGIES[config.strategy]
     small = None
-    if SMALL in roles:
+    if SMALL in strategy.scores:
         small = _find(config, config.baseline.small_model, "baseline.small_model")
-    if not any(role.startswith(RATING) for role in roles):
-        return OtherModels(small)
-    names = config.baseline.rating_models if RATING in roles else []
+    if not strategy.wordings:
+        return BaselineModels(small)
+    names = config.baseline.rating_models if strategy.rating_models else []
     raters = [_find(config, name, "baseline.rating_models") for name in names] or [base]
     for rater in raters:
-        Rendering.for_rating(rater, 0).rating_tokens()  # now, and not in an actor
+        EncoderSpec.for_rating(rater, 0).rating_tokens()  # now, and not in an actor
     sizes = [rater.parameters() if len(raters) > 1 else 1 for rater in raters]
-    return OtherModels(small, raters, [size / sum(sizes) for size in sizes])
+    return BaselineModels(small, raters, [size / sum(sizes) for size in sizes])
 
 
 def _find(config: Config, name: str, setting: str) -> Model:
     return find_model(replace(config.model, base=name, revision=None), setting)
 
 
-def needed_forwards(
-    config: Config, base: Model, calibrated: Model | Mapping[str, Model] | None, others: OtherModels
-) -> dict[str, Forward]:
-    """By role, all that the strategy and the options need."""
-    roles = list(STRATEGIES[config.strategy].roles)
-    if RATING in roles:
-        models = range(len(others.raters))
-        roles = [f"{RATING}-{m}-{k}" for m in models for k in range(WORDINGS)]
-    if config.excludes("mismatched"):
-        roles = list(dict.fromkeys([*roles, BASE, ALONE]))
-    return {role: _forward(role, config, base, calibrated, others) for role in roles}
-
-
-def _forward(
-    role: str,
+def required_scores(
     config: Config,
     base: Model,
-    calibrated: Model | Mapping[str, Model] | None,
-    others: OtherModels,
-) -> Forward:
-    if role.startswith(RATING):
-        model, wording = (int(number) for number in role.split("-")[1:])
-        rater = others.raters[model]
-        return Forward(rater, Rendering.for_rating(rater, wording))
-    if role in (SMALL, SMALL_ALONE):
-        assert others.small
+    calibrated: ModelByDomain | None,
+    others: BaselineModels,
+) -> list[ScoreSpec]:
+    """All scores that the strategy and the options need. calibrated: None where neither asks."""
+    strategy, whole = STRATEGIES[config.strategy], EncoderSpec.of(config, base)
+    specs = {
+        BASE: ScoreSpec(BASE, base, whole),
+        ALONE: ScoreSpec(ALONE, base, whole.alone()),
+    }
+    if calibrated:
+        specs[CALIBRATED] = ScoreSpec(CALIBRATED, calibrated, whole)
+    if others.small:
         limit = min(SMALL_MAX_LENGTH, others.small.max_length or SMALL_MAX_LENGTH)
-        rendering = Rendering(others.small, TemplateConfig(), limit, truncate=True)
-        return Forward(others.small, rendering if role == SMALL else rendering.alone())
-    rendering = Rendering.of(config, base)
-    if role == CALIBRATED:
-        assert calibrated
-        return Forward(calibrated, rendering)
-    return Forward(base, rendering if role == BASE else rendering.alone())
+        encoding = EncoderSpec(others.small, TemplateConfig(), limit, truncate=True)
+        specs[SMALL] = ScoreSpec(SMALL, others.small, encoding)
+        specs[SMALL_ALONE] = ScoreSpec(SMALL_ALONE, others.small, encoding.alone())
+    names = list(strategy.scores)
+    if config.excludes("mismatched"):
+        names += [name for name in (BASE, ALONE) if name not in names]
+    ratings = [
+        ScoreSpec(rating_scores(number, wording), rater, EncoderSpec.for_rating(rater, wording))
+        for number, rater in enumerate(others.raters)
+        for wording in range(strategy.wordings)
+    ]
+    return [specs[name] for name in names] + ratings

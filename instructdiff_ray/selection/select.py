@@ -7,8 +7,9 @@ baseline has no filter and ranks by another value.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -23,56 +24,81 @@ FATES = SELECTED, BELOW, ABOVE, NOT_TOP, EXCLUDED = (
     "not_top",
     "excluded",
 )
+# Positions taken of an order before the budget is looked at.
+BUDGET_CHECK = 100
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What is known of N samples, in the order of sample_id, by which ties are settled.
+class Candidates:
+    """What N samples are selected by, in the order of sample_id, which decides between equals.
 
-    domains: a number for each domain, from 0 on; tokens: of the response; values: by which samples
-    are ranked; shift: ΔNLL or ΔPPL, what the filter cuts by, None: no filter; barred: never to be
-    selected. values and shift are finite.
+    domains: a number for each domain, from 0 on; tokens: of the response.
+    values: by which samples are ranked; filter_values: ΔNLL or ΔPPL, by which the filter cuts both
+        ends, None: no filter.
+    decided: the fate of samples that are never selected, as a number in FATES; −1 for all others,
+        whose values are finite.
     """
 
     domains: np.ndarray
     tokens: np.ndarray
     values: np.ndarray
-    shift: np.ndarray | None
-    barred: np.ndarray | None
+    filter_values: np.ndarray | None
+    decided: np.ndarray
 
 
-def select(rows: Measured, end: str | None, configs: Sequence[SelectConfig]) -> np.ndarray:
+def select(candidates: Candidates, end: str | None, configs: Sequence[SelectConfig]) -> np.ndarray:
     """The fate of each sample, as its number in FATES: int8 [N].
 
     end: of the values: lowest, middle or highest; None: as each domain's `entropy` says. configs:
     by domain number. Raises ValueError where a value is not finite.
     """
-    for column in (rows.values, rows.shift):
-        if column is not None and not np.isfinite(column).all():
-            raise ValueError("scores are not finite")
-    fates = np.full(len(rows.domains), FATES.index(NOT_TOP), np.int8)
-    for domain in np.unique(rows.domains):
+    _check_finite(candidates)
+    fates = np.full(len(candidates.domains), FATES.index(NOT_TOP), np.int8)
+    for domain in np.unique(candidates.domains):
         config = configs[domain]
-        own = np.flatnonzero(rows.domains == domain)
-        band = own
-        if rows.shift is not None:
-            shift, cut = rows.shift[own], floor_share(config.reject_ratio, len(own))
-            below = _lowest(shift, cut)
-            above = _lowest(-shift[::-1], cut)[::-1]
-            band = own[~(below | above)]
-            fates[own[below]] = FATES.index(BELOW)
-            fates[own[above]] = FATES.index(ABOVE)
-        if rows.barred is not None:
-            fates[band[rows.barred[band]]] = FATES.index(EXCLUDED)
-            band = band[~rows.barred[band]]
-        keys = sort_keys(rows.values[band], end or config.entropy)
-        tokens = rows.tokens[band]
+        rows = np.flatnonzero(candidates.domains == domain)
+        band = rows
+        if candidates.filter_values is not None:
+            change, cut = (
+                candidates.filter_values[rows],
+                floor_share(config.reject_ratio, len(rows)),
+            )
+            below = _lowest(change, cut)
+            above = _lowest(-change[::-1], cut)[::-1]
+            band = rows[~(below | above)]
+            fates[rows[below]] = FATES.index(BELOW)
+            fates[rows[above]] = FATES.index(ABOVE)
+        decided = candidates.decided[band]
+        fates[band[decided >= 0]] = decided[decided >= 0]
+        band = band[decided < 0]
+        keys = sort_keys(candidates.values[band], end or config.entropy)
+        tokens = candidates.tokens[band]
         if config.budget == "tokens":
             tokens = tokens[np.argsort(keys, kind="stable")]
-        count = sample_count(rows.tokens[own], tokens, config)
-        chosen = _lowest(keys, min(count, len(band)))
-        fates[band[chosen]] = FATES.index(SELECTED)
+        count = sample_count(candidates.tokens[rows], tokens, config)
+        fates[band[_lowest(keys, min(count, len(band)))]] = FATES.index(SELECTED)
     return fates
+
+
+def _check_finite(candidates: Candidates) -> None:
+    finite = np.isfinite(candidates.values) | (candidates.decided >= 0)
+    if candidates.filter_values is not None:
+        finite &= np.isfinite(candidates.filter_values)
+    if not finite.all():
+        raise ValueError("scores are not finite")
+
+
+def take_within_budget(order: Iterator[int], tokens: np.ndarray, config: SelectConfig) -> list[int]:
+    """Positions as they come, until a domain's budget is full; what comes twice counts twice.
+
+    tokens: of the responses of all the domain's samples.
+    """
+    taken: list[int] = []
+    while chunk := list(islice(order, BUDGET_CHECK)):
+        taken += chunk
+        if len(taken) >= (count := sample_count(tokens, tokens[taken], config)):
+            return taken[:count]
+    return taken
 
 
 def sort_keys(values: np.ndarray, end: str) -> np.ndarray:

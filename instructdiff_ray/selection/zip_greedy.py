@@ -7,24 +7,16 @@ behind all others; (3) from an empty set L, K3 of the K2 are taken one by one, e
 lowest g(L ∪ {x}), and join the selection S.
 
 As published, the K1 of lowest state may reach back to marked samples, and then to selected ones: a
-sample can be picked twice, fills the budget twice and is selected once. `zip_unique` never does.
-A sample's text is its parts, a line each; the authors compress Python's notation of the row.
-The text of the pool is in the driver's memory; no model runs.
+sample can be taken twice, fills the budget twice and is selected once. `zip_unique` never does.
+No model runs; the texts of a domain are in the driver's memory.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
-from itertools import islice
 
 import numpy as np
-import pyarrow as pa
-
-from instructdiff_ray.config.run import Config
-from instructdiff_ray.config.selection import SelectConfig
-from instructdiff_ray.pool.pool import Pool, pool_rows
-from instructdiff_ray.selection.select import sample_count
 
 K1, K2, K3 = 10_000, 200, 100
 MARKED = np.inf
@@ -48,8 +40,8 @@ class Compressed:
         return (self.size + len(text)) / (self.compressed + rest)
 
 
-def greedy_picks(texts: Sequence[bytes], unique: bool) -> Iterator[int]:
-    """Places in `texts` in the order in which they are picked; of equal ratios the first place."""
+def greedy_order(texts: Sequence[bytes], unique: bool) -> Iterator[int]:
+    """Positions in `texts` in the order in which they are taken; of equal ratios the first."""
     state = np.array([Compressed().ratio_with(text) for text in texts])
     free = np.ones(len(texts), bool)
     selection = Compressed()
@@ -74,32 +66,11 @@ def _greedy(texts: Sequence[bytes], places: list[int]) -> Iterator[int]:
         yield place
 
 
-def order_by_compression(config: Config, pool: Pool) -> dict[str, int]:
-    """The place of each picked sample in the order of picking, within its domain's budget."""
-    columns = ["sample_id", "domain", "parts", "response_tokens"]
-    table = pa.concat_tables(pool_rows(pool, pool.ids(), columns))
-    table = table.sort_by("sample_id")
-    domains, ids = table["domain"].to_numpy(), table["sample_id"].to_pylist()
-    tokens = table["response_tokens"].to_numpy()
-    texts = [
-        "".join(f"{part['text']}\n" for part in parts).encode()
-        for parts in table["parts"].to_pylist()
-    ]
-    order: dict[str, int] = {}
-    for domain in np.unique(domains):
-        own = np.flatnonzero(domains == domain)
-        picks = greedy_picks([texts[i] for i in own], config.strategy == "zip_unique")
-        taken = _within_budget(picks, tokens[own], config.select_of(domain))
-        for number, pick in enumerate(taken):
-            order.setdefault(ids[own[pick]], number)
-    return order
+def zip_order(texts: Sequence[bytes]) -> Iterator[int]:
+    """ZIP as published."""
+    return greedy_order(texts, unique=False)
 
 
-def _within_budget(picks: Iterator[int], tokens: np.ndarray, config: SelectConfig) -> list[int]:
-    """Picks until the budget is full; what is picked twice counts twice."""
-    taken: list[int] = []
-    while some := list(islice(picks, K3)):
-        taken += some
-        if len(taken) >= (count := sample_count(tokens, tokens[taken], config)):
-            return taken[:count]
-    return taken
+def zip_unique_order(texts: Sequence[bytes]) -> Iterator[int]:
+    """ZIP that takes each text once."""
+    return greedy_order(texts, unique=True)

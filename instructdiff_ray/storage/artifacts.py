@@ -1,8 +1,8 @@
 """Artifacts: folders under one root that are finished or absent.
 
-A key names the result by all that determines it. The files of an attempt at an artifact go to a
-folder of the attempt's own, and `manifest.json`, written last and at once, names the attempt that
-finished. So nothing needs a rename of a folder (object stores have none), a killed writer leaves
+A key names the result by all that determines it. Each attempt at an artifact writes its files to a
+folder of its own, and `manifest.json`, written last and at once, names the attempt that finished.
+So nothing needs a rename of a folder (object stores have none), a killed writer leaves
 nothing that is taken for finished, and two runs that make the same artifact at the same time both
 succeed: the later manifest wins, and either result is right.
 """
@@ -24,6 +24,8 @@ from instructdiff_ray.errors import UserError
 from instructdiff_ray.storage.filesystem import Folder, is_uri, join
 
 MANIFEST = "manifest.json"
+LOCK = ".lock"
+ATTEMPT = "attempt-"  # how the folders of writers begin
 
 
 def make_key(**inputs: Any) -> str:
@@ -33,9 +35,10 @@ def make_key(**inputs: Any) -> str:
 
 
 @dataclass(frozen=True)
-class Finished:
+class FinishedArtifact:
     """A finished artifact: its folder, and what its maker noted in the manifest."""
 
+    key: str
     folder: Folder
     info: Mapping[str, Any]
 
@@ -48,7 +51,7 @@ class Artifact:
     kind: str
     key: str
 
-    def finished(self) -> Finished | None:
+    def finished(self) -> FinishedArtifact | None:
         """The artifact where it is complete; None where it is absent or damaged.
 
         Complete means that every file that the manifest lists is there in its full size.
@@ -65,21 +68,21 @@ class Artifact:
         present = folder.sizes()
         if any(present.get(name) != size for name, size in files):
             return None
-        return Finished(folder, info)
+        return FinishedArtifact(self.key, folder, info)
 
     @contextmanager
-    def turn(self, say: Callable[[str], None]) -> Iterator[Finished | None]:
-        """The finished artifact, or None for the one run whose turn it is to make it.
+    def lock(self, say: Callable[[str], None]) -> Iterator[FinishedArtifact | None]:
+        """The finished artifact, or None for the one run that is to make it now.
 
         Another run that wants the same waits until the first has finished or died. In an object
         store, where nothing can be locked, both make it, and either result is right.
         """
-        found = self.finished()
-        if found or is_uri(self.home.path):
-            yield found
+        finished = self.finished()
+        if finished or is_uri(self.home.path):
+            yield finished
             return
         os.makedirs(self.home.path, exist_ok=True)
-        lock = FileLock(join(self.home.path, ".lock"))  # a process that dies lets it go
+        lock = FileLock(join(self.home.path, LOCK))  # released when its process dies
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -91,18 +94,22 @@ class Artifact:
             lock.release()
 
     @contextmanager
-    def attempt(self) -> Iterator[Attempt]:
-        """Make the artifact: write into the attempt's folder, then call its `finish`.
+    def writer(self) -> Iterator[ArtifactWriter]:
+        """Make the artifact: write into the writer's folder, then call its `finish`.
 
         A body that raises leaves no trace; one that is killed leaves a folder that nothing reads.
         """
-        attempt = Attempt(self, self.home.sub(f"attempt-{uuid.uuid4().hex[:12]}"))
+        writer = self.writer_at(f"{ATTEMPT}{uuid.uuid4().hex[:12]}")
         with ExitStack() as undo:
-            undo.callback(attempt.folder.delete)
-            yield attempt
+            undo.callback(writer.folder.delete)
+            yield writer
             undo.pop_all()
 
-    def require(self, what: str, hint: str) -> Finished:
+    def writer_at(self, name: str) -> ArtifactWriter:
+        """A writer whose folder has this name, which several workers can agree on."""
+        return ArtifactWriter(self, self.home.sub(name))
+
+    def require(self, what: str, hint: str) -> FinishedArtifact:
         """The finished artifact, or a UserError that says how to make it."""
         finished = self.finished()
         if finished is None:
@@ -113,13 +120,13 @@ class Artifact:
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """One try at making an artifact; `folder` is its own."""
+class ArtifactWriter:
+    """One attempt at making an artifact, in a folder that no other attempt writes to."""
 
     artifact: Artifact
     folder: Folder
 
-    def finish(self, inputs: Mapping[str, Any], info: Mapping[str, Any]) -> Finished:
+    def finish(self, inputs: Mapping[str, Any], info: Mapping[str, Any]) -> FinishedArtifact:
         """Mark the artifact finished. inputs: what its key was made of, noted for provenance."""
         home = self.artifact.home
         manifest = {
@@ -131,7 +138,7 @@ class Attempt:
             "info": info,
         }
         home.write_json(MANIFEST, manifest)
-        return Finished(self.folder, info)
+        return FinishedArtifact(self.artifact.key, self.folder, info)
 
 
 @dataclass(frozen=True)

@@ -190,6 +190,11 @@ class Folder:
         prefix = len(path.rstrip("/")) + 1
         return {info.path[prefix:]: info.size for info in infos if info.is_file}
 
+    def exists(self) -> bool:
+        """Whether there is such a folder; in an object store, whether it holds a file."""
+        fs, path = open_filesystem(self.path)
+        return fs.get_file_info(path).type == pafs.FileType.Directory
+
     def delete(self, name: str = "") -> None:
         """Delete a file, or the whole folder; nothing happens where there is none."""
         fs, path = open_filesystem(join(self.path, name) if name else self.path)

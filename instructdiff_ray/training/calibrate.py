@@ -13,13 +13,15 @@ import pyarrow as pa
 
 from instructdiff_ray.config.cluster import TrainResources
 from instructdiff_ray.config.run import Config
-from instructdiff_ray.models.encoding import Rendering
+from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.model import Model
-from instructdiff_ray.pool.pool import Pool, pool_rows
+from instructdiff_ray.pool.dataset import pool_rows
+from instructdiff_ray.pool.pool import Pool
 from instructdiff_ray.progress import Progress, Stage
-from instructdiff_ray.storage.artifacts import Artifact, Finished, Storage, make_key
+from instructdiff_ray.storage.artifacts import Artifact, FinishedArtifact, Storage, make_key
 from instructdiff_ray.storage.filesystem import Folder
-from instructdiff_ray.training.launch import TrainTask, fit
+from instructdiff_ray.training.launch import fit
+from instructdiff_ray.training.task import TrainTask
 
 VERSION = 2  # of what this stage computes; raise it when the same input gives another model
 
@@ -36,7 +38,7 @@ def model_artifact(
     inputs = {
         "version": VERSION,
         "base": base.identity,
-        "rendering": Rendering.of(config, base).inputs(),
+        "rendering": EncoderSpec.of(config, base).key_inputs(),
         "samples": make_key(ids=sorted(sample_ids)),
         "hyper_parameters": hyper,
         "precision": config.cluster.precision,
@@ -45,16 +47,16 @@ def model_artifact(
     return storage.artifact("models", make_key(**inputs)), inputs
 
 
-def calibrated_model(base: Model, finished: Finished, key: str) -> Model:
+def calibrated_model(base: Model, finished: FinishedArtifact) -> Model:
     """The model of a finished artifact."""
     # The key says what was trained, the weights which training it was: on GPUs no two give the same
     # to the last bit, and scores of two must not be mixed.
     weights = finished.info["weights"]
-    own = replace(base, identity=f"{key}/{weights}", digest=weights)
+    trained = replace(base, identity=f"{finished.key}/{weights}", digest=weights)
     folder = finished.folder.sub("model").path
     if finished.info["adapter"]:
-        return replace(own, adapter=folder)
-    return replace(own, path=folder, revision=None)
+        return replace(trained, adapter=folder)
+    return replace(trained, path=folder, revision=None)
 
 
 def calibrate(
@@ -72,19 +74,19 @@ def calibrate(
     """
     artifact, inputs = model_artifact(config, base, sample_ids, storage)
     checkpoints = _checkpoints(artifact.key, config.cluster.train, storage)
-    with artifact.turn(progress.say) as finished:
+    with artifact.lock(progress.say) as finished:
         if finished is None:
-            with artifact.attempt() as attempt, progress.stage(stage, "steps") as steps:
-                scratch = attempt.folder.sub("scratch")
+            with artifact.writer() as writer, progress.stage(stage, "steps") as steps:
+                scratch = writer.folder.sub("scratch")
                 rows = pool_rows(pool, sample_ids, ["sample_id", "parts"])
                 scratch.write_table("train.parquet", pa.concat_tables(rows).sort_by("sample_id"))
-                weights = _train(config, base, scratch, attempt.folder, checkpoints, steps)
+                weights = _train(config, base, scratch, writer.folder, checkpoints, steps)
                 scratch.delete()
                 adapter = config.calibrate.lora_rank is not None
                 info = {"samples": len(sample_ids), "weights": weights, "adapter": adapter}
-                finished = attempt.finish(inputs, info)
+                finished = writer.finish(inputs, info)
         checkpoints.home.delete()  # also those of a run that died when it had just finished
-    return calibrated_model(base, finished, artifact.key)
+    return calibrated_model(base, finished)
 
 
 def _train(
@@ -98,7 +100,7 @@ def _train(
     """Trains a model into `target/model`; gives the identity of its weights."""
     task = TrainTask(
         model=base,
-        rendering=Rendering.of(config, base),
+        encoding=EncoderSpec.of(config, base),
         calibrate=config.calibrate,
         resources=config.cluster.train,
         precision=config.cluster.precision,

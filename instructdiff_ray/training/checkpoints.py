@@ -17,21 +17,21 @@ from typing import Any
 import torch.distributed as dist
 from transformers import TrainerCallback
 
-from instructdiff_ray.storage.artifacts import MANIFEST, Artifact, Attempt
+from instructdiff_ray.storage.artifacts import ATTEMPT, MANIFEST, Artifact, ArtifactWriter
 
 
 class KeepCheckpoints(TrainerCallback):
     """Has the Trainer save now and then, and puts what it saved into storage.
 
-    place: the artifact whose latest attempt is the checkpoint; every_s: seconds between two.
+    checkpoints: the artifact whose latest version is the checkpoint; every_s: seconds between two.
     """
 
-    def __init__(self, place: Artifact, every_s: float) -> None:
-        self.place = place
+    def __init__(self, checkpoints: Artifact, every_s: float) -> None:
+        self.checkpoints = checkpoints
         self.every_s = every_s
         self.saved_at = time.monotonic()
-        self.attempt: Attempt | None = None
-        self.last: Attempt | None = None
+        self.writer: ArtifactWriter | None = None
+        self.previous: ArtifactWriter | None = None
         self.resumed = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -41,23 +41,23 @@ class KeepCheckpoints(TrainerCallback):
         # After the last step the model itself is written.
         due = state.global_step < state.max_steps
         due &= time.monotonic() - self.saved_at >= self.every_s
-        if name := first_rank_says(f"attempt-{uuid.uuid4().hex[:12]}" if due else None):
-            self.attempt = Attempt(self.place, self.place.home.sub(name))
+        if name := first_rank_says(f"{ATTEMPT}{uuid.uuid4().hex[:12]}" if due else None):
+            self.writer = self.checkpoints.writer_at(name)
             control.should_save = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Each worker uploads what it wrote: its shard, its random state; then it is finished."""
-        assert self.attempt is not None
+        assert self.writer is not None
         local = os.path.join(args.output_dir, f"checkpoint-{state.global_step}")
-        self.attempt.folder.upload(local)
+        self.writer.folder.upload(local)
         shutil.rmtree(local)
         if dist.is_initialized():
             dist.barrier()
         if state.is_world_process_zero:
-            self.attempt.finish({"key": self.place.key}, {"step": state.global_step})
-            if self.last:
-                self.last.folder.delete()
-        self.last, self.saved_at = self.attempt, time.monotonic()
+            self.writer.finish({"key": self.checkpoints.key}, {"step": state.global_step})
+            if self.previous:
+                self.previous.folder.delete()
+        self.previous, self.saved_at = self.writer, time.monotonic()
 
 
 @contextmanager
@@ -67,12 +67,12 @@ def resuming(keeper: KeepCheckpoints) -> Iterator[None]:
         yield
     finally:
         if not keeper.resumed:
-            keeper.place.home.delete(MANIFEST)
+            keeper.checkpoints.home.delete(MANIFEST)
 
 
-def fetch_checkpoint(place: Artifact, folder: str) -> str | None:
+def fetch_checkpoint(checkpoints: Artifact, folder: str) -> str | None:
     """The last finished checkpoint, copied below `folder`; None where there is none."""
-    finished = place.finished()
+    finished = checkpoints.finished()
     # Another run may finish one meanwhile; all workers load the first one's.
     finished = first_rank_says(finished)
     if finished is None:

@@ -1,4 +1,4 @@
-"""Training with Ray Train, as the driver sees it; what a worker does is in trainer.py."""
+"""Training with Ray Train, as the driver sees it; what a worker does is in worker.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -14,39 +13,13 @@ from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
-from instructdiff_ray.config.cluster import TrainResources
-from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.errors import user_error_in
-from instructdiff_ray.models.encoding import Rendering
-from instructdiff_ray.models.model import Model
 from instructdiff_ray.progress import Stage
-from instructdiff_ray.storage.artifacts import Artifact
-from instructdiff_ray.storage.filesystem import Folder
+from instructdiff_ray.training.task import DIGEST, TrainTask
 
-DIGEST = "digest.json"  # in the samples' folder: identity of the model that was saved
 # Times that a worker may die or fail before the training is given up; machines that are taken back
 # are not counted.
 MAX_FAILURES = 3
-
-
-@dataclass(frozen=True)
-class TrainTask:
-    """All that a training worker is told.
-
-    samples: folder that holds `train.parquet` (sample_id, parts), and what Ray Train keeps;
-    target: folder that takes the finished model, a Hugging Face folder;
-    checkpoints: the artifact that takes checkpoints, and that a training goes on from.
-    """
-
-    model: Model
-    rendering: Rendering
-    calibrate: CalibrateConfig
-    resources: TrainResources
-    precision: str
-    seed: int
-    samples: Folder
-    target: Folder
-    checkpoints: Artifact
 
 
 def fit(task: TrainTask, stage: Stage) -> str:
@@ -74,8 +47,8 @@ def fit(task: TrainTask, stage: Stage) -> str:
         try:
             trainer.fit()
         except TrainingFailedError as error:
-            if told := user_error_in(error):
-                raise told from error
+            if user_error := user_error_in(error):
+                raise user_error from error
             raise
     return str(json.loads(task.samples.read_bytes(DIGEST) or b""))
 

@@ -33,7 +33,7 @@ from instructdiff_ray.models.model import folder_identity
 from instructdiff_ray.models.template import Encoded, training_example
 from instructdiff_ray.sample import Part
 from instructdiff_ray.training.checkpoints import KeepCheckpoints, fetch_checkpoint, resuming
-from instructdiff_ray.training.launch import DIGEST, TrainTask
+from instructdiff_ray.training.task import DIGEST, TrainTask
 
 # Adam with fp32 master weights: 4 bytes each for a weight, and for the gradient and two moments of
 # one that is trained.
@@ -71,7 +71,7 @@ def train(task: TrainTask, mailbox: Any) -> None:
         # Every worker takes part, for a sharded model is gathered; rank 0 writes.
         trainer.save_model(folder)
         if trainer.is_world_process_zero():
-            task.rendering.encoder().tokenizer.save_pretrained(folder)
+            task.encoding.encoder().tokenizer.save_pretrained(folder)
             if task.calibrate.lora_rank:
                 model.config.save_pretrained(folder)  # a whole model's is there
             os.remove(os.path.join(folder, "training_args.bin"))  # a pickle that nothing reads
@@ -99,8 +99,8 @@ class Examples(Dataset):
 
     def __init__(self, task: TrainTask) -> None:
         table = task.samples.read_table("train.parquet")
-        encoder = task.rendering.encoder()
-        eos, chat = encoder.tokenizer.eos_token_id, task.rendering.template.chat
+        encoder = task.encoding.encoder()
+        eos, chat = encoder.tokenizer.eos_token_id, task.encoding.template.chat
         self.items: list[dict[str, np.ndarray]] = []
         # In chunks, kept as int32: a worker holds the set, and as Python's numbers it is 20 times
         # as large.
@@ -114,7 +114,7 @@ class Examples(Dataset):
                         f" ({encoded.reason}: {encoded.detail}); select again with a"
                         " calibrate.max_length that suits both models, or data.over_long=truncate"
                     )
-                example = training_example(encoded, eos, chat, task.rendering.max_length)
+                example = training_example(encoded, eos, chat, task.encoding.max_length)
                 self.items.append({k: np.array(v, np.int32) for k, v in example.items()})
         self.longest = max(len(item["input_ids"]) for item in self.items)
 

@@ -29,7 +29,7 @@ from transformers import (
 from instructdiff_ray.config.data import ModelConfig, TemplateConfig
 from instructdiff_ray.demo.pool import prose
 from instructdiff_ray.engine.batch import Batch, token_batches
-from instructdiff_ray.engine.lm_head import own_head
+from instructdiff_ray.engine.lm_head import output_head
 from instructdiff_ray.engine.metrics import SampleScorer, Statistics, fused, token_nll_and_entropy
 from instructdiff_ray.models.model import Model, find_model
 from instructdiff_ray.models.template import Encoded, Encoder
@@ -187,7 +187,7 @@ def test_the_compiled_statistics_are_the_plain_ones(dtype: torch.dtype) -> None:
 def test_each_architecture_scores_as_the_definition_does(name: str) -> None:
     model = build(name)
     for words in (10, VOCABULARY, 1000):  # tiles that leave a rest, that fit, that are larger
-        head = own_head(model, words)
+        head = output_head(model, words)
         assert head is not None and len(head) == -(-VOCABULARY // words)
     assert_same(model, random_samples(1, 7))
 
@@ -195,7 +195,7 @@ def test_each_architecture_scores_as_the_definition_does(name: str) -> None:
 @pytest.mark.parametrize("name", ["gemma2", "cohere", "granite"])
 def test_a_scaled_or_capped_head_is_not_the_bare_projection(name: str) -> None:
     model, hidden = build(name), torch.randn(3, WIDTH)
-    head = own_head(model, VOCABULARY)
+    head = output_head(model, VOCABULARY)
     assert head is not None
     with torch.inference_mode():
         assert not torch.allclose(head[0].logits(hidden), model.lm_head(hidden), atol=1e-2)
@@ -215,7 +215,7 @@ def test_a_head_that_depends_on_more_than_hidden_states_falls_back_to_the_models
 
     torch.manual_seed(0)
     model = Biased(LlamaConfig(**SHAPE)).eval()
-    assert own_head(model, 10) is None
+    assert output_head(model, 10) is None
     assert_same(model, random_samples(2, 5))
 
 
@@ -231,7 +231,7 @@ def test_any_shape_of_batch_slice_and_tile_gives_the_same_scores(
 ) -> None:
     model, samples = build("llama"), random_samples(seed, count)
     scorer = SampleScorer(model)
-    scorer.slice, scorer.head = slice_size, own_head(model, words)
+    scorer.slice, scorer.head = slice_size, output_head(model, words)
     nll, entropy = score(scorer, samples)
     own = plain(model)
     for position, (ids, scored) in enumerate(samples):

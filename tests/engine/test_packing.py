@@ -93,7 +93,7 @@ def test_a_batch_knows_where_everything_lies() -> None:
     response = [[False, True, True], [False, True], [False, False, True, False]]
     batch = Batch.of([np.array(some) for some in ids], response, CPU)
     assert batch.tokens.tolist() == [5, 6, 7, 8, 9, 10, 11, 12, 13]
-    assert batch.places.tolist() == [0, 1, 2, 0, 1, 0, 1, 2, 3]
+    assert batch.positions.tolist() == [0, 1, 2, 0, 1, 0, 1, 2, 3]
     assert batch.starts.tolist() == [0, 3, 5, 9]
     assert batch.targets.tolist() == [6, 7, 9, 12]
     assert batch.tokens[batch.contexts].tolist() == [5, 6, 8, 11]

@@ -14,10 +14,10 @@ from instructdiff_ray.config.data import DataConfig, ModelConfig
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.config.selection import SelectConfig
 from instructdiff_ray.config.training import CalibrateConfig, EvaluateConfig
+from instructdiff_ray.context import prepare
 from instructdiff_ray.evaluation.evaluate import Trained, as_many, as_rows, evaluate, plot, write
-from instructdiff_ray.pipeline import Run
+from instructdiff_ray.pipeline import ingest_pool
 from instructdiff_ray.progress import Progress
-from instructdiff_ray.selection.ranking import selected_ids
 
 
 def test_the_table_has_mean_and_spread_over_seeds() -> None:
@@ -47,21 +47,21 @@ def test_models_trained_on_more_find_held_out_samples_likelier(
         storage=str(tmp_path / "storage"),
         run_dir=str(tmp_path / "run"),
     )
-    run = Run(config, Progress(io.StringIO()))
-    found = evaluate(run, lambda one, pool: selected_ids(one.select(pool, one.score(pool))))
-    by_arm = {one.arm: one for one in found}
-    held_out, rest = run.finished_pool().divide(0.3, 0)
+    context = prepare(config, Progress(io.StringIO()))
+    results = evaluate(context)
+    by_arm = {result.arm: result for result in results}
+    held_out, rest = ingest_pool(context, build=False).divide(0.3, 0)
     assert not set(held_out.ids()) & set(rest.ids()) and len(held_out) + len(rest) == 60
     assert by_arm["selection"].samples == by_arm["random"].samples == len(rest) // 5
     assert by_arm["full pool"].samples == len(rest)
-    tokens = {arm: one.tokens for arm, one in by_arm.items()}
+    tokens = {arm: result.tokens for arm, result in by_arm.items()}
     whole = sum(sum(table["response_tokens"].to_pylist()) for table in rest.index())
     assert tokens["untrained"] == 0 < tokens["selection"] < tokens["full pool"] == whole
-    nll = {arm: one.nll["general"] for arm, one in by_arm.items()}
+    nll = {arm: result.nll["general"] for arm, result in by_arm.items()}
     assert nll["full pool"] < nll["selection"] < nll["untrained"]
-    write(run.folder, found, {})
+    write(context.folder, results, {})
     written = json.loads((tmp_path / "run/evaluation.json").read_text())["results"]
-    assert fmean(one["nll"]["general"] for one in written) == fmean(nll.values())
+    assert fmean(row["nll"]["general"] for row in written) == fmean(nll.values())
     chosen = list(rest.ids())[:7]
     drawn = as_many(rest, chosen, 0)
     assert len(set(drawn)) == 7 and set(drawn) <= set(rest.ids()) and drawn != chosen

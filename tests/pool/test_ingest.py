@@ -23,9 +23,15 @@ from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.demo.pool import pool_lines
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.models.model import Model
-from instructdiff_ray.pool.ingest import BYTES_PER_READER, ROWS_PER_PART, ingest, shards
+from instructdiff_ray.pool.ingest import (
+    BYTES_PER_READER,
+    ROWS_PER_PART,
+    ingest,
+    pool_artifact,
+    reader_groups,
+)
 from instructdiff_ray.pool.pool import Pool
-from instructdiff_ray.pool.readers import SourceFile
+from instructdiff_ray.pool.readers import SourceFile, source_files
 from instructdiff_ray.pool.sampling import sample_warmup
 from instructdiff_ray.pool.schemas import parse_row
 from instructdiff_ray.progress import Progress
@@ -48,7 +54,13 @@ def run(model: Model, tmp_path: Path) -> Ingest:
             data=DataConfig(path=path, **data), calibrate=CalibrateConfig(**calibrate or {})
         )
         log = io.StringIO()
-        return ingest(config, model, Storage(str(tmp_path / "store")), Progress(log))
+        return ingest(
+            config,
+            source_files(config.data),
+            model,
+            Storage(str(tmp_path / "store")),
+            Progress(log),
+        )
 
     return run
 
@@ -409,6 +421,33 @@ def test_a_source_without_a_valid_row_is_the_users_error_and_leaves_nothing(
     assert set(left) <= {".lock"}
 
 
+def test_a_file_that_changed_since_it_was_listed_stops_the_ingest(
+    model: Model, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "a.jsonl", [row(n) for n in range(5)])
+    config = Config(data=DataConfig(path=str(tmp_path / "a.jsonl")))
+    files, storage = source_files(config.data), Storage(str(tmp_path / "store"))
+    write(path, [row(n) for n in range(6)])  # while a lock was waited for, say
+    with pytest.raises(UserError, match=r"a\.jsonl changed while the pool was read"):
+        ingest(config, files, model, storage, Progress(io.StringIO()))
+    assert not list((tmp_path / "store").rglob("*.parquet"))
+    again = ingest(config, source_files(config.data), model, storage, Progress(io.StringIO()))
+    assert len(again) == 6
+
+
+def test_a_file_that_came_after_the_listing_is_in_neither_key_nor_pool(
+    model: Model, tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data/a.jsonl", [row(n) for n in range(5)])
+    config = Config(data=DataConfig(path=str(tmp_path / "data")))
+    files, storage = source_files(config.data), Storage(str(tmp_path / "store"))
+    artifact, _ = pool_artifact(config, files, model, storage)
+    write(tmp_path / "data/b.jsonl", [row(n) for n in range(5, 9)])
+    pool = ingest(config, files, model, storage, Progress(io.StringIO()))
+    assert (pool.key, len(pool)) == (artifact.key, 5)
+
+
 def test_no_path_is_the_users_error(run: Ingest) -> None:
     with pytest.raises(UserError, match=r"data\.path is not set"):
         run([])
@@ -419,7 +458,7 @@ def test_progress_counts_the_rows_and_ends_at_all_of_them(model: Model, tmp_path
     log = io.StringIO()
     config = Config(data=DataConfig(path=str(path)))
     progress = Progress(log, log_every_s=0)
-    ingest(config, model, Storage(str(tmp_path / "store")), progress)
+    ingest(config, source_files(config.data), model, Storage(str(tmp_path / "store")), progress)
     lines = log.getvalue().splitlines()
     assert lines[0].split() == ["ingest", "started"]
     assert "300 rows (" in lines[1] and "%" in lines[1]
@@ -431,9 +470,9 @@ def test_small_files_share_a_reader_and_a_large_one_has_its_own() -> None:
     half = BYTES_PER_READER // 2
     sizes = [half, half, 1, 10 * BYTES_PER_READER, half, 0, half]
     files = [SourceFile(f"/{n}", "jsonl", size, 0) for n, size in enumerate(sizes)]
-    found = list(shards(files))
-    assert [file for shard in found for file in shard] == files
-    assert [[file.size for file in shard] for shard in found] == [
+    found = list(reader_groups(files))
+    assert [file for group in found for file in group] == files
+    assert [[file.size for file in group] for group in found] == [
         [half, half],
         [1],
         [10 * BYTES_PER_READER],

@@ -22,7 +22,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from instructdiff_ray.errors import UserError
-from instructdiff_ray.pool import readers as sources
+from instructdiff_ray.pool import readers
 from instructdiff_ray.pool.readers import RawRow, find_files, read_rows
 from instructdiff_ray.pool.schemas import parse_row
 from instructdiff_ray.sample import Reject
@@ -376,6 +376,9 @@ def test_a_path_that_names_nothing_to_read_is_the_users_error(
 def test_no_path_at_all_and_an_unknown_scheme_are_the_users_error() -> None:
     with pytest.raises(UserError, match=r"data\.path is not set"):
         find_files([])
+    for unknown in ("xml", "JSON", ""):
+        with pytest.raises(UserError, match=f"data.format={unknown} is not known; use one of"):
+            find_files(["pool.jsonl"], unknown)
     with pytest.raises(UserError, match="htp://host/pool"):
         find_files(["htp://host/pool.jsonl"])
 
@@ -406,7 +409,7 @@ def test_bytes_that_are_no_utf8_cost_their_line(tmp_path: Path) -> None:
 def test_a_line_that_is_too_long_costs_itself_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: bytes, size: int, place: int
 ) -> None:
-    monkeypatch.setattr(sources, "MAX_ROW_BYTES", 64)
+    monkeypatch.setattr(readers, "MAX_ROW_BYTES", 64)
     lines = [b'{"n": 1}', b'{"n": 2}']
     lines.insert(place, b"x" * size)
     rows = read(tmp_path / "a.jsonl", start + b"\n".join(lines))

@@ -9,38 +9,38 @@ from instructdiff_ray.scoring.crash_guard import (
     MAX_DEATHS,
     MAX_IN_SUCCESSION,
     MAX_LOADS,
-    Watched,
-    start_watch,
+    GuardedScorer,
+    start_crash_guard,
 )
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
 def score_until_done(samples: list[str], killers: set[str]) -> tuple[list[str], int]:
-    """What Ray and a scorer do with a block that has killed one: (given up, deaths)."""
-    watched, deaths = Watched(start_watch()), 0
+    """What Ray and a scorer do with a block that has killed one: (quarantined, deaths)."""
+    scorer, deaths = GuardedScorer(start_crash_guard()), 0
     while True:
-        watched.begin_load()
-        watched.end_load()
-        watched.begin("block")
-        given_up, died = [], False
+        scorer.begin_load()
+        scorer.end_load()
+        scorer.begin("block")
+        quarantined, died = [], False
         for sample in samples:
-            if watched.lethal(sample):
-                given_up.append(sample)
+            if scorer.quarantined(sample):
+                quarantined.append(sample)
             elif sample in killers:
                 deaths, died = deaths + 1, True
                 break
             else:
-                watched.end(sample, scored=True)
+                scorer.end(sample, scored=True)
         if not died:
-            return given_up, deaths
+            return quarantined, deaths
 
 
 @pytest.mark.parametrize("killers", [{"3"}, {"0", "1", "2"}, {"2", "9", "17", "18", "19"}])
 def test_every_killer_is_found_at_the_price_of_a_few_deaths_each(killers: set[str]) -> None:
     samples = [str(number) for number in range(20)]
-    given_up, deaths = score_until_done(samples, killers)
-    assert set(given_up) == killers
+    quarantined, deaths = score_until_done(samples, killers)
+    assert set(quarantined) == killers
     assert deaths == MAX_DEATHS * len(killers)
 
 
@@ -51,8 +51,8 @@ def test_a_machine_on_which_every_sample_dies_ends_the_run() -> None:
 
 
 def test_an_actor_that_dies_whenever_it_loads_ends_the_run() -> None:
-    watched = Watched(start_watch())
+    scorer = GuardedScorer(start_crash_guard())
     for _ in range(MAX_LOADS):
-        watched.begin_load()
+        scorer.begin_load()
     with pytest.raises(UserError, match="died 3 times while it loaded"):
-        watched.begin_load()
+        scorer.begin_load()

@@ -15,27 +15,29 @@ from instructdiff_ray.config.data import DataConfig, ModelConfig
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.errors import UserError
-from instructdiff_ray.models.encoding import Rendering
+from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.model import Model
 from instructdiff_ray.models.template import Encoded
 from instructdiff_ray.pool.ingest import ingest
 from instructdiff_ray.pool.pool import Pool
+from instructdiff_ray.pool.readers import source_files
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.sample import Part
-from instructdiff_ray.scoring.forwards import Forward, finished_scores
-from instructdiff_ray.scoring.stage import Work, score
-from instructdiff_ray.storage.artifacts import Finished, Storage
+from instructdiff_ray.scoring.spec import ScoreSpec, ScoreTable
+from instructdiff_ray.scoring.stage import finished_scores, score
+from instructdiff_ray.scoring.stats import ScoringStats
+from instructdiff_ray.storage.artifacts import Storage
 from tests.engine.test_metrics import plain_score
-from tests.faults import killing
+from tests.faults import TRIED_OUT, Gate, killing, with_custom_code
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 QUIET = Progress(io.StringIO())
 
 
-def whole(config: Config, base: Model, **others: Model) -> dict[str, Forward]:
-    """Models that are shown whole samples."""
-    rendering = Rendering.of(config, base)
-    return {role: Forward(model, rendering) for role, model in {"base": base, **others}.items()}
+def whole(config: Config, base: Model, **others: Model) -> list[ScoreSpec]:
+    """Scores by models that read whole samples."""
+    encoding = EncoderSpec.of(config, base)
+    return [ScoreSpec(name, model, encoding) for name, model in {"base": base, **others}.items()]
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +72,11 @@ def config(tmp_path_factory: pytest.TempPathFactory, model_folder: str) -> Confi
 
 @pytest.fixture(scope="module")
 def pool(config: Config, model: Model, ray_session: None) -> Pool:
-    return ingest(config, model, Storage(config.storage), QUIET)
+    return ingest(config, source_files(config.data), model, Storage(config.storage), QUIET)
 
 
-def table_of(finished: Finished) -> pa.Table:
-    return finished.folder.read_table("scores.parquet")
+def table_of(scores: ScoreTable) -> pa.Table:
+    return scores.artifact.folder.read_table("scores.parquet")
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +88,13 @@ def other(model: Model) -> Model:
 def test_every_sample_of_the_pool_is_scored_once_as_the_definition_says(
     config: Config, pool: Pool, model: Model
 ) -> None:
-    work = Work()
-    scores = score(config, pool, whole(config, model), Storage(config.storage), QUIET, work)
+    stats = ScoringStats()
+    scores = score(config, pool, whole(config, model), Storage(config.storage), QUIET, stats)
     table = table_of(scores["base"])
     assert table["sample_id"].to_pylist() == list(pool.ids())
-    assert work.samples == {"base": len(pool), "calibrated": 0}
-    assert work.tokens == sum(sum(table["tokens"].to_pylist()) for table in pool.index())
-    loaded, encoder = model.load("fp32"), Rendering.of(config, model).encoder()
+    assert stats.samples == {"base": len(pool), "calibrated": 0}
+    assert stats.tokens == sum(sum(table["tokens"].to_pylist()) for table in pool.index())
+    loaded, encoder = model.load("fp32"), EncoderSpec.of(config, model).encoder()
     rows = {row["sample_id"]: row for row in table.to_pylist()}
     for name in pool.parts:
         for row in pool.folder.read_table(name).to_pylist():
@@ -108,10 +110,10 @@ def test_two_models_share_a_pass_and_each_lacks_only_what_is_missing(
     config: Config, pool: Pool, model: Model, other: Model, tmp_path: Path
 ) -> None:
     storage = Storage(str(tmp_path))
-    work = Work()
+    stats = ScoringStats()
     models = whole(config, model, calibrated=other)
-    scores = score(config, pool, models, storage, QUIET, work)
-    assert work.samples == {"base": len(pool), "calibrated": len(pool)}
+    scores = score(config, pool, models, storage, QUIET, stats)
+    assert stats.samples == {"base": len(pool), "calibrated": len(pool)}
     expected = table_of(scores["base"])
     assert expected.equals(table_of(scores["calibrated"]))
     # One piece of one model was damaged (a bit, and not the size) before the scores were gathered.
@@ -122,7 +124,7 @@ def test_two_models_share_a_pass_and_each_lacks_only_what_is_missing(
     pieces[0].write_bytes(data)
     for manifest in Path(tmp_path, "scores").glob("*/manifest.json"):
         manifest.unlink()
-    again = Work()
+    again = ScoringStats()
     rebuilt = score(config, pool, models, storage, QUIET, again)
     assert table_of(rebuilt["base"]).equals(expected)
     assert sorted(again.samples.values()) == [0, lost]
@@ -136,7 +138,9 @@ def test_several_actors_and_small_batches_give_the_same_scores(
     cluster = ClusterConfig(score=ScoreResources(min_actors=2, max_actors=2, tokens_per_batch=50))
     other_way = replace(config, cluster=cluster)
     scores = table_of(
-        score(other_way, pool, whole(config, model), Storage(str(tmp_path)), QUIET, Work())["base"]
+        score(other_way, pool, whole(config, model), Storage(str(tmp_path)), QUIET, ScoringStats())[
+            "base"
+        ]
     )
     expected = table_of(
         finished_scores(config, pool, whole(config, model), Storage(config.storage))["base"]
@@ -154,11 +158,11 @@ def test_a_model_that_overflows_stops_the_run_in_one_line(
     model.load_tokenizer().save_pretrained(tmp_path / "broken")
     bad = replace(model, path=str(tmp_path / "broken"), identity="broken")
     with pytest.raises(UserError, match=r"40 of 40 rows were rejected \(not_finite 40\)"):
-        score(config, pool, whole(config, bad), Storage(str(tmp_path)), QUIET, Work())
+        score(config, pool, whole(config, bad), Storage(str(tmp_path)), QUIET, ScoringStats())
     assert not list(Path(tmp_path, "scores").glob("*/manifest.json"))
 
 
-LETHAL = """
+DIES_ON_A_TOKEN = """
 import os, signal
 from transformers import {parent}
 
@@ -166,7 +170,7 @@ def die(module, arguments, options):
     if any({token} in row for row in options["input_ids"].tolist()):
         os.kill(os.getpid(), signal.SIGKILL)
 
-class Lethal({parent}):
+class CustomModel({parent}):
     def __init__(self, config):
         super().__init__(config)
         self.base_model.register_forward_pre_hook(die, with_kwargs=True)
@@ -176,11 +180,11 @@ class Lethal({parent}):
 def test_a_sample_that_kills_its_scorer_becomes_a_reject_and_the_others_are_scored(
     config: Config, pool: Pool, model: Model, tmp_path: Path
 ) -> None:
-    expected = table_of(
-        score(config, pool, whole(config, model), Storage(config.storage), QUIET, Work())["base"]
-    )
+    storage = Storage(config.storage)
+    undisturbed = score(config, pool, whole(config, model), storage, QUIET, ScoringStats())
+    expected = table_of(undisturbed["base"])
     # A token that few samples hold: the model's own code dies of it.
-    encoder = Rendering.of(config, model).encoder()
+    encoder = EncoderSpec.of(config, model).encoder()
     holders: dict[int, set[str]] = {}
     for name in pool.parts:
         for row in pool.folder.read_table(name).to_pylist():
@@ -189,21 +193,12 @@ def test_a_sample_that_kills_its_scorer_becomes_a_reject_and_the_others_are_scor
             for token in encoded.input_ids:
                 holders.setdefault(token, set()).add(row["sample_id"])
     token, killers = min(holders.items(), key=lambda item: (len(item[1]), item[0]))
-    loaded = model.load("fp32")
-    folder = tmp_path / "lethal"
-    loaded.save_pretrained(folder)
-    model.load_tokenizer().save_pretrained(folder)
-    settings = json.loads((folder / "config.json").read_text())
-    settings["auto_map"] = {"AutoModelForCausalLM": "lethal.Lethal"}
-    (folder / "config.json").write_text(json.dumps(settings))
-    parent = type(loaded).__name__
-    (folder / "lethal.py").write_text(LETHAL.format(parent=parent, token=token))
-    lethal = replace(model, path=str(folder), identity="lethal", trust_remote_code=True)
-
-    work = Work()
-    scores = score(config, pool, whole(config, lethal), Storage(str(tmp_path)), QUIET, work)
+    code = DIES_ON_A_TOKEN.format(parent=type(model.load("fp32")).__name__, token=token)
+    dying = with_custom_code(model, tmp_path / "dying", code)
+    stats = ScoringStats()
+    scores = score(config, pool, whole(config, dying), Storage(str(tmp_path)), QUIET, stats)
     found = {row["sample_id"]: row for row in table_of(scores["base"]).to_pylist()}
-    assert work.samples["base"] == len(pool) - len(killers)
+    assert stats.samples["base"] == len(pool) - len(killers)
     for row in expected.to_pylist():
         if row["sample_id"] in killers:
             row = {**row, "nll": None, "entropy": None, "reason": "kills_scorer"}
@@ -216,13 +211,15 @@ def test_a_sample_that_kills_its_scorer_becomes_a_reject_and_the_others_are_scor
 def test_a_scorer_that_is_killed_is_replaced_and_its_rows_are_scored_again(
     config: Config, pool: Pool, model: Model, tmp_path: Path
 ) -> None:
-    expected = table_of(
-        score(config, pool, whole(config, model), Storage(config.storage), QUIET, Work())["base"]
-    )
-    work = Work()
-    with killing("MapWorker(MapBatches(Scorer))", when=lambda: True, times=2):
-        scores = score(config, pool, whole(config, model), Storage(str(tmp_path)), QUIET, work)
-    assert work.samples["base"] == len(pool)
+    storage = Storage(config.storage)
+    undisturbed = score(config, pool, whole(config, model), storage, QUIET, ScoringStats())
+    expected = table_of(undisturbed["base"])
+    gate, stats = Gate(tmp_path / "gate"), ScoringStats()
+    gated = gate.model(model, tmp_path / "model")
+    # First on the block, and then on a sample of it alone, which is no reason to give that one up.
+    with killing(gate, after=TRIED_OUT, times=2):
+        scores = score(config, pool, whole(config, gated), Storage(str(tmp_path)), QUIET, stats)
+    assert stats.samples["base"] == len(pool)
     found = table_of(scores["base"])
     for name in ("nll", "entropy"):
         assert np.allclose(found[name].to_numpy(), expected[name].to_numpy(), atol=1e-5)

@@ -14,23 +14,22 @@ from hypothesis import strategies as st
 from instructdiff_ray.config.selection import SelectConfig
 from instructdiff_ray.models.encoding import LIKELIHOOD
 from instructdiff_ray.pool.pool import INDEX, Pool
-from instructdiff_ray.scoring.store import piece_schema
+from instructdiff_ray.scoring.spec import ScoreTable
+from instructdiff_ray.scoring.store import shard_schema
+from instructdiff_ray.selection.counts import by_domain, fate_counts, scored_counts
 from instructdiff_ray.selection.ranking import (
     RANKING,
-    Criteria,
-    by_domain,
-    fate_counts,
+    RankingInputs,
     rank,
-    scored_counts,
     selected_ids,
 )
-from instructdiff_ray.selection.select import FATES, Measured, select
+from instructdiff_ray.selection.select import FATES, Candidates, select
 from instructdiff_ray.selection.strategies import STRATEGIES
-from instructdiff_ray.storage.artifacts import Finished
+from instructdiff_ray.storage.artifacts import FinishedArtifact
 from instructdiff_ray.storage.filesystem import Folder
 
-PIECE = piece_schema(LIKELIHOOD)
-INSTRUCTDIFF = Criteria(STRATEGIES["instructdiff"], lambda _: SelectConfig())
+SHARD = shard_schema(LIKELIHOOD)
+INSTRUCTDIFF = RankingInputs(STRATEGIES["instructdiff"], lambda _: SelectConfig())
 ROW = st.tuples(
     st.sampled_from(["math", "code"]),
     # Few values, so that ties are common.
@@ -57,12 +56,16 @@ def plain_fates(rows: list[tuple[str, str, float, float]], beta: float, gamma: f
     return fates
 
 
+def undecided(count: int) -> np.ndarray:
+    return np.full(count, -1, np.int8)
+
+
 def fates_of(rows: list[tuple[str, str, float, float]], config: SelectConfig) -> dict[str, str]:
     ids, domains, nll, entropy = (np.array(column) for column in zip(*sorted(rows), strict=True))
     numbers = np.unique(domains, return_inverse=True)[1]
     tokens = np.ones(len(ids), np.int32)
-    measured = Measured(numbers, tokens, entropy, shift=nll, barred=None)
-    fates = select(measured, None, [config] * (numbers.max() + 1))
+    candidates = Candidates(numbers, tokens, entropy, nll, undecided(len(ids)))
+    fates = select(candidates, None, [config] * (numbers.max() + 1))
     return {name: FATES[fate] for name, fate in zip(ids.tolist(), fates, strict=True)}
 
 
@@ -85,7 +88,7 @@ SAMPLE = st.tuples(
 
 def plain_selection(samples: list[tuple[float, int, bool]], end: str, config: SelectConfig) -> set:
     """Places of those selected: ranked by (value, place), without a filter."""
-    free = [place for place, (_, _, barred) in enumerate(samples) if not barred]
+    free = [place for place, (_, _, excluded) in enumerate(samples) if not excluded]
     sign = -1 if end == "highest" else 1
     order = sorted(free, key=lambda place: (sign * samples[place][0], place))
     if end == "middle":  # from the middle outwards, the lower neighbour first
@@ -112,28 +115,29 @@ def plain_selection(samples: list[tuple[float, int, bool]], end: str, config: Se
 )
 def test_ends_budgets_floors_and_caps(samples, end, budget, ratio, bounds) -> None:  # type: ignore[no-untyped-def]
     config = SelectConfig(ratio, 0.0, budget, *bounds, entropy=end)
-    values, tokens, barred = (np.array(column) for column in zip(*samples, strict=True))
-    measured = Measured(np.zeros(len(samples), int), tokens, values, None, barred)
+    values, tokens, excluded = (np.array(column) for column in zip(*samples, strict=True))
+    decided = np.where(excluded, FATES.index("excluded"), -1)
+    candidates = Candidates(np.zeros(len(samples), int), tokens, values, None, decided)
     expected = plain_selection(samples, end, config)
     for given_end in (end, None):  # the strategy's, and the configuration's
-        fates = [FATES[fate] for fate in select(measured, given_end, [config])]
+        fates = [FATES[fate] for fate in select(candidates, given_end, [config])]
         assert {place for place, fate in enumerate(fates) if fate == "selected"} == expected
-        assert [fate == "excluded" for fate in fates] == barred.tolist()
+        assert [fate == "excluded" for fate in fates] == excluded.tolist()
 
 
 @pytest.mark.parametrize("count", range(1, 8))
 def test_the_middle_is_the_ranks_around_half(count: int) -> None:
-    measured = Measured(np.zeros(9, int), np.ones(9, int), np.arange(9.0), None, None)
+    values = np.arange(9.0)
+    candidates = Candidates(np.zeros(9, int), np.ones(9, int), values, None, undecided(9))
     config = SelectConfig(1.0, 0.0, max_samples=count)
-    chosen = np.flatnonzero(select(measured, "middle", [config]) == FATES.index("selected"))
+    chosen = np.flatnonzero(select(candidates, "middle", [config]) == FATES.index("selected"))
     assert chosen.tolist() == list(range(4 - count // 2, 4 - count // 2 + count))
 
 
 def test_a_domain_has_its_own_ratios() -> None:
-    measured = Measured(
-        np.array([0] * 20 + [1] * 20), np.ones(40, int), np.arange(40.0), np.arange(40.0), None
-    )
-    fates = select(measured, "lowest", [SelectConfig(0.1, 0.1), SelectConfig(0.5, 0.2)])
+    domains, values = np.array([0] * 20 + [1] * 20), np.arange(40.0)
+    candidates = Candidates(domains, np.ones(40, int), values, values, undecided(40))
+    fates = select(candidates, "lowest", [SelectConfig(0.1, 0.1), SelectConfig(0.5, 0.2)])
     names = [FATES[fate] for fate in fates]
     assert [names[:20].count(f) for f in ("selected", "below_band", "above_band")] == [2, 2, 2]
     assert [names[20:].count(f) for f in ("selected", "below_band", "above_band")] == [10, 4, 4]
@@ -174,10 +178,10 @@ def pool(tmp_path: Path) -> Pool:
     return Pool(folder, "key", "digest", [], [], counts)
 
 
-def written_scores(pool: Pool, role: str, columns: np.ndarray, lost: set[int]) -> Finished:
+def written_scores(pool: Pool, name: str, columns: np.ndarray, lost: set[int]) -> ScoreTable:
     """Scores as the gathering leaves them; those of the rows `lost` could not be computed."""
-    folder, start = pool.folder.sub(role), 0
-    with folder.open_table("scores.parquet", PIECE) as write:
+    folder, start = pool.folder.sub(name), 0
+    with folder.open_table("scores.parquet", SHARD) as write:
         for index in pool.index():
             rows = range(start, start + index.num_rows)
             nll, entropy = ([None if r in lost else c[r] for r in rows] for c in columns)
@@ -187,13 +191,13 @@ def written_scores(pool: Pool, role: str, columns: np.ndarray, lost: set[int]) -
                 pa.table(
                     [
                         pa.array(v, f.type) if isinstance(v, list) else v
-                        for v, f in zip(values, PIECE, strict=True)
+                        for v, f in zip(values, SHARD, strict=True)
                     ],
-                    schema=PIECE,
+                    schema=SHARD,
                 )
             )
             start += index.num_rows
-    return Finished(folder, {})
+    return ScoreTable(FinishedArtifact(name, folder, {}), LIKELIHOOD)
 
 
 def test_the_ranking_holds_deltas_of_the_right_sign_and_its_counts_add_up(pool: Pool) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,18 +29,19 @@ from instructdiff_ray.models.model import Model, find_model
 from instructdiff_ray.models.rating import LINES, RatingEncoder
 from instructdiff_ray.pool.ingest import ingest
 from instructdiff_ray.pool.pool import Pool
+from instructdiff_ray.pool.readers import source_files
 from instructdiff_ray.pool.sampling import floor_share
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.scoring.actor import Scorer
-from instructdiff_ray.scoring.crash_guard import start_watch
-from instructdiff_ray.scoring.dataflow import Tokenize, WritePieces
-from instructdiff_ray.scoring.forwards import Forward
-from instructdiff_ray.scoring.plan import View
+from instructdiff_ray.scoring.crash_guard import start_crash_guard
+from instructdiff_ray.scoring.dataflow import Tokenize, WriteShards
+from instructdiff_ray.scoring.plan import ScoreTarget
+from instructdiff_ray.scoring.spec import ScoreSpec, ScoreTable
 from instructdiff_ray.scoring.store import gather
-from instructdiff_ray.selection.ranking import Criteria, rank
-from instructdiff_ray.selection.requirements import find_other_models, needed_forwards
+from instructdiff_ray.selection.ranking import RankingInputs, rank
+from instructdiff_ray.selection.requirements import find_baseline_models, required_scores
 from instructdiff_ray.selection.strategies import STRATEGIES
-from instructdiff_ray.storage.artifacts import Finished, Storage
+from instructdiff_ray.storage.artifacts import FinishedArtifact, Storage
 from tests.engine.test_metrics import plain_score
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -54,10 +55,10 @@ BETA, SEED = 0.2, 7
 
 
 class Scored(NamedTuple):
-    """The pool, the scores of all roles, and the models."""
+    """The pool, all scores by name, and the models."""
 
     pool: Pool
-    scores: dict[str, Finished]
+    scores: dict[str, ScoreTable]
     config: Config
     models: dict[str, Model]
 
@@ -79,32 +80,34 @@ def scored(
         storage=str(folder / "storage"),
         seed=SEED,
     )
-    pool = ingest(config, model, Storage(config.storage), QUIET)
+    pool = ingest(config, source_files(config.data), model, Storage(config.storage), QUIET)
     small = find_model(ModelConfig(base=str(folder / "small")))
     calibrated = replace(small, identity="calibrated")
-    forwards = {}
+    specs: dict[str, ScoreSpec] = {}
     for strategy in STRATEGIES:
         chosen = replace(config, strategy=strategy)
-        others = find_other_models(chosen, model)
-        forwards.update(needed_forwards(chosen, model, calibrated, others))
-    scores = score_here(pool, forwards, Storage(config.storage))
+        others = find_baseline_models(chosen, model)
+        required = required_scores(chosen, model, calibrated, others)
+        specs.update({spec.name: spec for spec in required})
+    scores = score_here(pool, list(specs.values()), Storage(config.storage))
     models = {"base": model, "calibrated": calibrated, "small": small}
     return Scored(pool, scores, config, models)
 
 
-def score_here(pool: Pool, forwards: dict[str, Forward], storage: Storage) -> dict[str, Finished]:
+def score_here(pool: Pool, specs: Sequence[ScoreSpec], storage: Storage) -> dict[str, ScoreTable]:
     """Tokenise, score, write and gather, as the pipeline does."""
     scores, threads = {}, torch.get_num_threads()
-    for role, forward in forwards.items():
-        rendering, pieces = forward.rendering, storage.folder("pieces", role)
-        view = View(rendering, {role: forward.model_of(None)}, {role: pieces})
-        scorer = Scorer([view], "fp32", 1024, 1, 0, start_watch())
+    for spec in specs:
+        shards = storage.folder("pieces", spec.name)
+        targets = [ScoreTarget(spec.name, spec.model_of(None), spec.encoding, shards)]
+        scorer = Scorer(targets, "fp32", 1024, 1, 0, start_crash_guard())
         for part in pool.parts:
             rows = pool.folder.read_table(part, ["sample_id", "parts"])
-            WritePieces([view])(scorer(Tokenize([rendering], None)(rows)))
-        target = storage.folder("gathered", role)
-        gather(pool, {None: pieces}, rendering.measures, target)
-        scores[role] = Finished(target, {})
+            WriteShards(targets)(scorer(Tokenize([spec.encoding], None)(rows)))
+        gathered = storage.folder("gathered", spec.name)
+        gather(pool, {None: shards}, spec.encoding.measures, gathered)
+        finished = FinishedArtifact(spec.name, gathered, {})
+        scores[spec.name] = ScoreTable(finished, spec.encoding.measures)
     torch.set_num_threads(threads)
     return scores
 
@@ -251,20 +254,20 @@ def plain_selected(scored: Scored, strategy: str, values: dict[str, float]) -> s
 
 def ranked(scored: Scored, strategy: str, **changes: Any) -> pa.Table:
     config = replace(scored.config, strategy=strategy, **changes)
-    others = find_other_models(config, scored.models["base"])
-    needed = needed_forwards(config, scored.models["base"], scored.models["calibrated"], others)
-    scores = {role: scored.scores[role] for role in needed}
-    criteria = Criteria(
+    others = find_baseline_models(config, scored.models["base"])
+    required = required_scores(config, scored.models["base"], scored.models["calibrated"], others)
+    scores = {spec.name: scored.scores[spec.name] for spec in required}
+    inputs = RankingInputs(
         STRATEGIES[strategy], config.select_of, config.select.filter, SEED, others.weights
     )
-    return pa.concat_tables(rank(scored.pool, scores, criteria).rows())
+    return pa.concat_tables(rank(scored.pool, scores, inputs).rows())
 
 
 def fate_ids(table: pa.Table, fate: str) -> set[str]:
     return {row["sample_id"] for row in table.to_pylist() if row["fate"] == fate}
 
 
-@pytest.mark.parametrize("strategy", [n for n, s in STRATEGIES.items() if s.value][1:])
+@pytest.mark.parametrize("strategy", [n for n, s in STRATEGIES.items() if s.order is None][1:])
 def test_a_strategy_ranks_as_its_formula_says(scored: Scored, strategy: str) -> None:
     table, expected = ranked(scored, strategy), plain_values(scored, strategy)
     found = dict(zip(table["sample_id"].to_pylist(), table["value"].to_pylist(), strict=True))
@@ -286,10 +289,10 @@ def test_a_baseline_needs_no_other_scores_than_its_formula(scored: Scored) -> No
         "selectit_sentence": [f"rating-0-{k}" for k in range(5)],
         "selectit": [f"rating-{m}-{k}" for m in range(2) for k in range(5)],
     }
-    for strategy, roles in expected.items():
+    for strategy, names in expected.items():
         config = replace(scored.config, strategy=strategy)
-        others = find_other_models(config, model)
-        assert list(needed_forwards(config, model, None, others)) == roles
+        required = required_scores(config, model, None, find_baseline_models(config, model))
+        assert [spec.name for spec in required] == names
 
 
 def test_pairs_whose_prompt_does_not_help_are_excluded_where_asked(scored: Scored) -> None:
@@ -356,16 +359,16 @@ def test_what_can_not_be_scored_alone_is_a_reject_of_that_strategy(
         storage=str(tmp_path),
     )
     model = scored.models["base"]
-    pool = ingest(config, model, Storage(config.storage), QUIET)
-    forwards = needed_forwards(config, model, None, find_other_models(config, model))
-    scores = score_here(pool, forwards, Storage(config.storage))
-    ranking = rank(pool, scores, Criteria(STRATEGIES["ifd"], config.select_of))
+    pool = ingest(config, source_files(config.data), model, Storage(config.storage), QUIET)
+    specs = required_scores(config, model, None, find_baseline_models(config, model))
+    scores = score_here(pool, specs, Storage(config.storage))
+    ranking = rank(pool, scores, RankingInputs(STRATEGIES["ifd"], config.select_of))
     assert ranking.table.num_rows == 1
     assert ranking.rejected["reason"].to_pylist() == ["no_response_tokens"]
     # Where only an option looks at it, the sample stays: nothing is known against it.
     guarded = replace(
         config, strategy="ppl_min", select=SelectConfig(1.0, 0, exclude_mismatched=True)
     )
-    ranking = rank(pool, scores, Criteria(STRATEGIES["ppl_min"], guarded.select_of))
+    ranking = rank(pool, scores, RankingInputs(STRATEGIES["ppl_min"], guarded.select_of))
     assert ranking.table.num_rows == 2 and not ranking.rejected.num_rows
     assert np.isfinite(ranking.table["value"].to_numpy()).all()

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from instructdiff_ray.selection import zip_greedy as compression
-from instructdiff_ray.selection.zip_greedy import Compressed, greedy_picks
+from instructdiff_ray.selection import zip_greedy
+from instructdiff_ray.selection.zip_greedy import Compressed, greedy_order
 
 WORDS = ["red", "green", "blue", "sum", "of", "the", "and", "7", "42", "x + y"]
 TEXTS = st.lists(
@@ -26,7 +26,7 @@ def plain_ratio(texts: list[bytes]) -> float:
     return len(whole) / len(zlib.compress(whole, 9))
 
 
-def plain_picks(texts: list[bytes], count: int, unique: bool) -> list[int]:
+def plain_order(texts: list[bytes], count: int, unique: bool) -> list[int]:
     """Algorithm as it is published, with K1 = 8, K2 = 4, K3 = 2."""
     state = [plain_ratio([text]) for text in texts]
     picks: list[int] = []
@@ -49,21 +49,21 @@ def plain_picks(texts: list[bytes], count: int, unique: bool) -> list[int]:
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("K1", 8), ("K2", 4), ("K3", 2)):
-        monkeypatch.setattr(compression, name, value)
+        monkeypatch.setattr(zip_greedy, name, value)
 
 
 @settings(deadline=None, max_examples=60, derandomize=True)
 @given(TEXTS, st.booleans())
-def test_the_picks_are_those_of_the_definition(texts: list[bytes], unique: bool) -> None:
-    found = list(islice(greedy_picks(texts, unique), len(texts)))
-    assert found == plain_picks(texts, len(texts), unique)
+def test_the_order_is_those_of_the_definition(texts: list[bytes], unique: bool) -> None:
+    found = list(islice(greedy_order(texts, unique), len(texts)))
+    assert found == plain_order(texts, len(texts), unique)
     if unique:
         assert sorted(found) == list(range(len(texts)))
 
 
-def test_as_published_a_sample_can_be_picked_twice() -> None:
+def test_as_published_a_sample_can_be_taken_twice() -> None:
     texts = [f"{n} {n * n} of {n}".encode() for n in range(9)]
-    picks = list(islice(greedy_picks(texts, unique=False), 9))
+    picks = list(islice(greedy_order(texts, unique=False), 9))
     assert len(set(picks)) < len(picks)
 
 

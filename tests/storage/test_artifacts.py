@@ -42,10 +42,10 @@ def artifact(tmp_path: Path) -> Artifact:
 
 
 def make(artifact: Artifact, data: bytes = b"12345") -> None:
-    with artifact.attempt() as attempt:
-        attempt.folder.write_bytes("part.bin", data)
-        attempt.folder.sub("model").write_bytes("weights.bin", b"123")
-        attempt.finish({"seed": 1}, {"rows": 5})
+    with artifact.writer() as writer:
+        writer.folder.write_bytes("part.bin", data)
+        writer.folder.sub("model").write_bytes("weights.bin", b"123")
+        writer.finish({"seed": 1}, {"rows": 5})
 
 
 def files_below(folder: Folder) -> list[Path]:
@@ -54,10 +54,10 @@ def files_below(folder: Folder) -> list[Path]:
 
 def test_an_artifact_is_absent_until_an_attempt_finishes_it(artifact: Artifact) -> None:
     assert artifact.finished() is None
-    with artifact.attempt() as attempt:
-        attempt.folder.write_bytes("part.bin", b"12345")
+    with artifact.writer() as writer:
+        writer.folder.write_bytes("part.bin", b"12345")
         assert artifact.finished() is None
-        made = attempt.finish({"seed": 1}, {"rows": 5, "names": ["é"]})
+        made = writer.finish({"seed": 1}, {"rows": 5, "names": ["é"]})
     found = artifact.finished()
     assert found is not None
     assert found == made
@@ -78,9 +78,9 @@ def test_the_manifest_tells_what_the_artifact_was_made_of(artifact: Artifact) ->
 def test_an_attempt_that_raises_leaves_nothing(
     artifact: Artifact, error: type[BaseException]
 ) -> None:
-    with pytest.raises(error), artifact.attempt() as attempt:
-        attempt.folder.write_table("part.parquet", TABLE)
-        attempt.folder.sub("model").write_bytes("weights.bin", b"1")
+    with pytest.raises(error), artifact.writer() as writer:
+        writer.folder.write_table("part.parquet", TABLE)
+        writer.folder.sub("model").write_bytes("weights.bin", b"1")
         raise error
     assert artifact.finished() is None
     assert files_below(artifact.home) == []
@@ -90,8 +90,8 @@ def test_an_attempt_that_raises_does_no_harm_to_what_was_finished_before(
     artifact: Artifact,
 ) -> None:
     make(artifact)
-    with pytest.raises(ValueError), artifact.attempt() as attempt:
-        attempt.folder.write_bytes("part.bin", b"other")
+    with pytest.raises(ValueError), artifact.writer() as writer:
+        writer.folder.write_bytes("part.bin", b"other")
         raise ValueError
     found = artifact.finished()
     assert found is not None
@@ -99,8 +99,8 @@ def test_an_attempt_that_raises_does_no_harm_to_what_was_finished_before(
 
 
 def test_an_attempt_that_ends_without_finish_is_absent(artifact: Artifact) -> None:
-    with artifact.attempt() as attempt:
-        attempt.folder.write_bytes("part.bin", b"12345")
+    with artifact.writer() as writer:
+        writer.folder.write_bytes("part.bin", b"12345")
     assert artifact.finished() is None
 
 
@@ -151,7 +151,7 @@ def test_a_garbage_manifest_counts_as_absent(artifact: Artifact, manifest: bytes
 
 
 def test_two_attempts_at_once_both_succeed(artifact: Artifact) -> None:
-    with artifact.attempt() as one, artifact.attempt() as other:
+    with artifact.writer() as one, artifact.writer() as other:
         assert one.folder != other.folder
         one.folder.write_bytes("part.bin", b"one")
         other.folder.write_bytes("part.bin", b"other")
@@ -169,9 +169,9 @@ def test_many_writers_at_once_leave_one_finished_artifact(artifact: Artifact) ->
 
     def write(number: int) -> None:
         start.wait()
-        with artifact.attempt() as attempt:
-            attempt.folder.write_bytes("part.bin", b"%d" % number * 1000)
-            attempt.finish({}, {"by": number})
+        with artifact.writer() as writer:
+            writer.folder.write_bytes("part.bin", b"%d" % number * 1000)
+            writer.finish({}, {"by": number})
         seen.append(artifact.finished())
 
     threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
@@ -216,31 +216,44 @@ def test_a_write_that_fails_leaves_the_old_file_and_none_where_there_was_none(
     assert folder.read_bytes("new.bin") is None
 
 
-def test_a_killed_writer_leaves_whole_files_only(tmp_path: Path) -> None:
+def test_a_writer_killed_in_the_middle_of_a_file_leaves_whole_files_only(tmp_path: Path) -> None:
     program = (
         "import itertools, sys\n"
-        "from instructdiff_ray.storage import Folder\n"
+        "from instructdiff_ray.storage.filesystem import Folder\n"
         "folder = Folder(sys.argv[1])\n"
         "for number in itertools.count():\n"
         "    folder.write_bytes('file.bin', b'%d' % (number % 10) * 1_000_000)\n"
     )
     writer = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])
     folder, seen = Folder(str(tmp_path)), set()
+
+    def unfinished() -> bool:
+        return any(path.name != "file.bin" for path in tmp_path.iterdir())
+
+    def check() -> None:
+        data = folder.read_bytes("file.bin")
+        if data is not None:
+            assert (len(data), len(set(data))) == (1_000_000, 1)
+            seen.add(data[0])
+
     try:
-        deadline = time.monotonic() + 60
-        while len(seen) < 3 and time.monotonic() < deadline:
-            data = folder.read_bytes("file.bin")
-            if data is not None:
-                assert len(data) == 1_000_000
-                assert len(set(data)) == 1
-                seen.add(data[0])
+        while len(seen) < 3:
+            assert writer.poll() is None
+            check()
+        # Let go and stopped, until it stands in a file that is not in its place yet.
+        stopped = False
+        while not (stopped and unfinished()):
+            writer.send_signal(signal.SIGCONT)
+            while not unfinished():
+                assert writer.poll() is None
+            writer.send_signal(signal.SIGSTOP)
+            os.waitpid(writer.pid, os.WUNTRACED)
+            stopped = True
     finally:
-        writer.send_signal(signal.SIGKILL)
+        writer.kill()
         writer.wait()
-    assert len(seen) == 3
-    data = folder.read_bytes("file.bin")
-    assert data is not None
-    assert (len(data), len(set(data))) == (1_000_000, 1)
+    assert unfinished()
+    check()
 
 
 def test_tables_and_json_come_back_as_they_were(tmp_path: Path) -> None:
@@ -437,8 +450,8 @@ def test_an_artifact_in_an_object_store_is_finished_or_absent_too(
 ) -> None:
     artifact = Storage(f"{bucket}/store").artifact("models", "0123")
     assert artifact.finished() is None
-    with pytest.raises(KeyError), artifact.attempt() as attempt:
-        attempt.folder.write_bytes("part.bin", b"12345")
+    with pytest.raises(KeyError), artifact.writer() as writer:
+        writer.folder.write_bytes("part.bin", b"12345")
         raise KeyError
     assert artifact.home.sizes() == {}
 
@@ -446,13 +459,13 @@ def test_an_artifact_in_an_object_store_is_finished_or_absent_too(
     (local / "sub").mkdir(parents=True)
     (local / "weights.bin").write_bytes(bytes(100_000))
     (local / "sub" / "config.json").write_bytes(b"{}")
-    with artifact.attempt() as attempt:
-        attempt.folder.write_table("index.parquet", TABLE)
-        attempt.folder.write_bytes("rows.jsonl.gz", b"as it is")
-        with attempt.folder.open_output("selected.jsonl") as stream:
+    with artifact.writer() as writer:
+        writer.folder.write_table("index.parquet", TABLE)
+        writer.folder.write_bytes("rows.jsonl.gz", b"as it is")
+        with writer.folder.open_output("selected.jsonl") as stream:
             stream.write(b"{}\n")
-        attempt.folder.sub("model").upload(str(local))
-        attempt.finish({"seed": 1}, {"rows": 2})
+        writer.folder.sub("model").upload(str(local))
+        writer.finish({"seed": 1}, {"rows": 2})
     found = artifact.finished()
     assert found is not None
     assert found.info == {"rows": 2}
@@ -552,15 +565,15 @@ def test_tables_are_written_and_read_by_row_group(tmp_path: Path) -> None:
 
 MAKER = """
 import sys, time
-from instructdiff_ray.storage import Storage
+from instructdiff_ray.storage.artifacts import Storage
 artifact = Storage(sys.argv[1]).artifact("kind", "key")
-with artifact.turn(print) as finished:
+with artifact.lock(print) as finished:
     print("found" if finished else "makes", flush=True)
     if finished is None:
         sys.stdin.readline()
-        with artifact.attempt() as attempt:
-            attempt.folder.write_bytes("made", sys.argv[2].encode())
-            attempt.finish({}, {})
+        with artifact.writer() as writer:
+            writer.folder.write_bytes("made", sys.argv[2].encode())
+            writer.finish({}, {})
 """
 
 

@@ -15,14 +15,15 @@ from peft import PeftModel
 from instructdiff_ray.config.data import DataConfig, ModelConfig, TemplateConfig
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.config.training import CalibrateConfig
-from instructdiff_ray.models.encoding import Rendering
+from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.model import Model
 from instructdiff_ray.models.template import Encoded
 from instructdiff_ray.sample import Part
 from instructdiff_ray.scoring.actor import Scorer
 from instructdiff_ray.scoring.blocks import encoded_columns
-from instructdiff_ray.scoring.crash_guard import start_watch
-from instructdiff_ray.scoring.plan import View
+from instructdiff_ray.scoring.crash_guard import start_crash_guard
+from instructdiff_ray.scoring.plan import ScoreTarget
+from instructdiff_ray.storage.filesystem import Folder
 from instructdiff_ray.training.worker import with_adapter
 from tests.engine.test_metrics import plain_score
 from tests.test_pipeline import run_method
@@ -55,15 +56,15 @@ def test_an_adapter_is_trained_and_scores_beside_the_base_model(
     }
     base = model.load("fp32")
     plain = {"base": base, "calibrated": PeftModel.from_pretrained(model.load("fp32"), str(folder))}
-    encoder, pool = Rendering.of(config, model).encoder(), run.finished_pool()
+    encoder, pool = EncoderSpec.of(config, model).encoder(), run.finished_pool()
     for row in pool.folder.read_table(pool.parts[0]).to_pylist()[:5]:
         (encoded,) = encoder.encode([[Part(**part) for part in row["parts"]]])
         assert isinstance(encoded, Encoded)
         found = ranking[row["sample_id"]]
-        for role, one in plain.items():
-            nll, entropy = plain_score(one, encoded.input_ids, encoded.response)
-            assert found[f"{role}_nll"] == pytest.approx(nll, abs=1e-4)
-            assert found[f"{role}_entropy"] == pytest.approx(entropy, abs=1e-4)
+        for name, loaded in plain.items():
+            nll, entropy = plain_score(loaded, encoded.input_ids, encoded.response)
+            assert found[f"{name}_nll"] == pytest.approx(nll, abs=1e-4)
+            assert found[f"{name}_entropy"] == pytest.approx(entropy, abs=1e-4)
     assert max(abs(row["delta_nll"]) for row in ranking.values()) > 0.1
 
 
@@ -71,10 +72,14 @@ def test_base_and_calibrated_share_their_weights(model: Model, tmp_path: Path) -
     adapted = with_adapter(model.load("fp32"), CalibrateConfig(lora_rank=2))
     adapted.save_pretrained(tmp_path)
     calibrated = replace(model, adapter=str(tmp_path), identity="calibrated")
-    rendering = Rendering(model, TemplateConfig(), 64, truncate=False)
-    view = View(rendering, {"base": model, "calibrated": calibrated}, {})
+    encoding = EncoderSpec(model, TemplateConfig(), 64, truncate=False)
+    nowhere = Folder(str(tmp_path))
+    targets = [
+        ScoreTarget("base", model, encoding, nowhere),
+        ScoreTarget("calibrated", calibrated, encoding, nowhere),
+    ]
     threads = torch.get_num_threads()
-    scorer = Scorer([view], "fp32", 100, 1, 0, start_watch())
+    scorer = Scorer(targets, "fp32", 100, 1, 0, start_crash_guard())
     torch.set_num_threads(threads)
     first, second = scorer.scorers[0].values()
     assert first.model is second.model and (first.adapter, second.adapter) == (False, True)

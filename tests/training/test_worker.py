@@ -16,16 +16,17 @@ from instructdiff_ray.config.cluster import TrainResources
 from instructdiff_ray.config.data import TemplateConfig
 from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.demo.pool import prose
-from instructdiff_ray.models.encoding import Rendering
+from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.model import Model
 from instructdiff_ray.pool.pool import PARTS
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.sample import Part, sample_id
 from instructdiff_ray.storage.artifacts import Storage
 from instructdiff_ray.storage.filesystem import Folder
-from instructdiff_ray.training.launch import TrainTask, fit
+from instructdiff_ray.training.launch import fit
+from instructdiff_ray.training.task import TrainTask
 from instructdiff_ray.training.worker import collate, micro_batch_size
-from tests.faults import killing
+from tests.faults import Gate, killing
 
 
 @given(st.integers(1, 64), st.integers(1, 600), st.integers(1, 4096))
@@ -58,7 +59,7 @@ def task(model: Model, tmp_path_factory: pytest.TempPathFactory) -> TrainTask:
     Folder(str(folder)).write_table("train.parquet", table.sort_by("sample_id"))
     return TrainTask(
         model=model,
-        rendering=Rendering(model, TemplateConfig(), 128, False),
+        encoding=EncoderSpec(model, TemplateConfig(), 128, False),
         calibrate=CalibrateConfig(epochs=2, learning_rate=1e-3, global_batch_size=8),
         resources=TrainResources(tokens_per_device=256),
         precision="fp32",
@@ -109,9 +110,9 @@ def test_a_checkpoint_that_cannot_be_loaded_is_forgotten(
     task: TrainTask, one_worker: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     checkpoints = Storage(str(tmp_path)).artifact("checkpoints", "broken")
-    with checkpoints.attempt() as attempt:
-        attempt.folder.write_bytes("trainer_state.json", b"{}")
-        attempt.finish({}, {"step": 2})
+    with checkpoints.writer() as writer:
+        writer.folder.write_bytes("trainer_state.json", b"{}")
+        writer.finish({}, {"step": 2})
     broken = replace(task, target=Folder(str(tmp_path / "anew")), checkpoints=checkpoints)
     assert distance(one_worker, trained(broken)) == 0
     assert checkpoints.finished() is None
@@ -129,21 +130,21 @@ def test_two_workers_learn_what_one_does(
 
 
 def killed_once(task: TrainTask, folder: Path) -> dict[str, torch.Tensor]:
-    """What a training leaves whose worker dies after its second step."""
+    """What a training leaves whose worker dies in its third step, of six."""
+    gate = Gate(folder / "gate")
     killed = replace(
         task,
+        model=gate.model(task.model, folder / "model"),
         resources=TrainResources(tokens_per_device=256, checkpoint_minutes=0),
         target=Folder(str(folder / "killed")),
         checkpoints=Storage(str(folder)).artifact("checkpoints", "killed"),
     )
-
-    def step() -> int:
-        finished = killed.checkpoints.finished()
-        return finished.info["step"] if finished else 0
-
-    with killing("RayTrainWorker", when=lambda: step() >= 2):
+    batch = task.calibrate.global_batch_size
+    # Four steps are left of one that goes on; one that began anew would not get by.
+    with killing(gate, after=2 * batch, then=4 * batch):
         found = trained(killed)
-    assert step() == 5  # from which another run would go on, had the driver died
+    finished = killed.checkpoints.finished()
+    assert finished and finished.info["step"] == 5  # another run's start, had the driver died
     return found
 
 

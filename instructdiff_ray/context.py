@@ -1,0 +1,112 @@
+"""What one command works with: its configuration, checked, and all that the configuration names."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from instructdiff_ray.config.data import DataConfig
+from instructdiff_ray.config.run import Config
+from instructdiff_ray.errors import UserError
+from instructdiff_ray.models.encoding import EncoderSpec
+from instructdiff_ray.models.model import Model, find_model
+from instructdiff_ray.pool.readers import SourceFile, source_files
+from instructdiff_ray.progress import Progress
+from instructdiff_ray.scoring.stats import ScoringStats
+from instructdiff_ray.selection.requirements import BaselineModels, find_baseline_models
+from instructdiff_ray.selection.strategies import STRATEGIES, Strategy, check_strategy
+from instructdiff_ray.storage.artifacts import Storage
+from instructdiff_ray.storage.filesystem import Folder, absolute
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What all stages of one command share; `prepare` makes it.
+
+    files: the source files, as they were listed when the command began.
+    base: the model that is calibrated; target: the model that is trained on the selection.
+    folder: takes the outputs.
+    progress, stats: what the command has cost so far; stages add to them.
+    """
+
+    config: Config
+    files: Sequence[SourceFile]
+    base: Model
+    target: Model
+    baseline_models: BaselineModels
+    storage: Storage
+    folder: Folder
+    progress: Progress
+    stats: ScoringStats = field(default_factory=ScoringStats)
+
+    @property
+    def strategy(self) -> Strategy:
+        return STRATEGIES[self.config.strategy]
+
+    def with_seed(self, seed: int) -> RunContext:
+        """The same with another seed: of the warm-up subset, and of training."""
+        return replace(self, config=replace(self.config, seed=seed))
+
+
+def prepare(config: Config, progress: Progress) -> RunContext:
+    """Check all that can be known before Ray starts (paths, formats, models), and find it.
+
+    Raises UserError.
+    """
+    check_strategy(config)
+    storage = Storage(absolute(config.storage))
+    folder = Folder(absolute(config.run_dir or f"{storage.root}/runs/{run_name()}"))
+    files = list_data(config.data)
+    base = find_model(config.model)
+    target = _find_target(config, base, progress)
+    models = find_baseline_models(config, base)
+    _check_encoding(config, base, progress)
+    return RunContext(config, files, base, target, models, storage, folder, progress)
+
+
+def run_name() -> str:
+    """A name for a run's folder: when it began, and what tells it from another of that second."""
+    return f"{datetime.datetime.now():%Y-%m-%d_%H-%M-%S}-{uuid.uuid4().hex[:4]}"
+
+
+def list_data(data: DataConfig) -> list[SourceFile]:
+    """The files that `data.path` names. UserError where there is none, or no row in them."""
+    if not data.paths:
+        raise UserError("data.path is not set; name your instruction data, or data.path=demo")
+    try:
+        files = source_files(data)
+    except OSError as error:  # a bucket that is missing or closed, a disk that fails
+        raise UserError(f"data.path can't be read: {' '.join(str(error).split())}") from None
+    if not any(file.size for file in files):
+        raise UserError(f"data.path={', '.join(data.paths)} holds no row")
+    return files
+
+
+def _find_target(config: Config, base: Model, progress: Progress) -> Model:
+    """The model that is to be trained on the selection; says so where the selection is unlikely to
+    suit it."""
+    if config.finetune.model is None:
+        return base
+    named = replace(config.model, base=config.finetune.model, revision=None)
+    target = find_model(named, "finetune.model")
+    family, other = base.family(), target.family()
+    if family != other or base.vocabulary() != target.vocabulary():
+        progress.say(
+            f"warning: finetune.model ({other}) is of another family than model.base ({family})"
+            " or has another tokenizer; in the paper, selections of two Qwen2.5 models overlap"
+            " by 0.64 and those across families by 0.15 (Tables 6-8): select with a small model"
+            " of the family that you train"
+        )
+    return target
+
+
+def _check_encoding(config: Config, base: Model, progress: Progress) -> None:
+    encoding = EncoderSpec.of(config, base)
+    encoding.check()
+    if encoding.max_length < config.calibrate.max_length:
+        progress.say(
+            f"calibrate.max_length={config.calibrate.max_length} is more than the model's"
+            f" {encoding.max_length} positions; {encoding.max_length} is taken"
+        )

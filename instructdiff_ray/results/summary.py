@@ -1,0 +1,65 @@
+"""`summary.json`: what a round read, rejected, scored and selected, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from instructdiff_ray.context import RunContext
+from instructdiff_ray.models.model import ModelByDomain, models_by_domain
+from instructdiff_ray.pipeline import Round
+from instructdiff_ray.scoring.spec import ScoreTable
+from instructdiff_ray.selection.counts import by_domain, fate_counts, scored_counts, token_counts
+
+SUMMARY = "summary.json"
+
+
+def summarize(context: RunContext, result: Round) -> dict[str, Any]:
+    """The content of `summary.json`; seconds and forward passes are those of the command so far."""
+    stats, ranking = context.stats, result.ranking
+    scoring_s = context.progress.seconds.get("score", 0.0) if stats.tokens else 0.0
+    paths = model_paths(result.calibrated)
+    return {
+        "strategy": context.config.strategy,
+        "round": result.number,
+        "rounds": context.config.rounds,
+        "counts": {
+            **ranking.pool.counts,
+            **scored_counts(ranking),
+            "warmup": result.warmup,
+            **fate_counts(ranking),
+            **token_counts(ranking),
+        },
+        "base_model": context.base.path,
+        "calibrated_model": paths.get("") or paths or None,
+        "scoring": {
+            "tokens": stats.tokens,
+            "seconds": scoring_s,
+            "tokens_per_second": stats.tokens / scoring_s if scoring_s else 0.0,
+            "samples_scored": dict(stats.samples),
+            "shares": stats.throughput.shares(),
+        },
+        "seconds": dict(context.progress.seconds),
+        "keys": {
+            "pool": ranking.pool.key,
+            **_scores_keys(ranking.scores),
+            **_model_keys(result.calibrated),
+        },
+        "domains": by_domain(ranking),
+    }
+
+
+def model_paths(calibrated: ModelByDomain | None) -> dict[str, str]:
+    """Where the calibrated models are, by domain; the name is empty where one is for all."""
+    return {domain: model.trained for domain, model in models_by_domain(calibrated).items()}
+
+
+def _scores_keys(scores: Mapping[str, ScoreTable]) -> dict[str, str]:
+    return {f"{name}_scores": table.artifact.key for name, table in scores.items()}
+
+
+def _model_keys(calibrated: ModelByDomain | None) -> dict[str, str]:
+    return {
+        f"calibrated_model_{domain}" if domain else "calibrated_model": model.identity.split("/")[0]
+        for domain, model in models_by_domain(calibrated).items()
+    }

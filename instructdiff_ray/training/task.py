@@ -1,0 +1,34 @@
+"""What the driver hands to the workers of one training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from instructdiff_ray.config.cluster import TrainResources
+from instructdiff_ray.config.training import CalibrateConfig
+from instructdiff_ray.models.encoding import EncoderSpec
+from instructdiff_ray.models.model import Model
+from instructdiff_ray.storage.artifacts import Artifact
+from instructdiff_ray.storage.filesystem import Folder
+
+DIGEST = "digest.json"  # in the samples' folder: identity of the model that was saved
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """All that a training worker is told.
+
+    samples: folder that holds `train.parquet` (sample_id, parts), and what Ray Train keeps;
+    target: folder that takes the finished model, a Hugging Face folder;
+    checkpoints: the artifact that takes checkpoints, and that a training goes on from.
+    """
+
+    model: Model
+    encoding: EncoderSpec
+    calibrate: CalibrateConfig
+    resources: TrainResources
+    precision: str
+    seed: int
+    samples: Folder
+    target: Folder
+    checkpoints: Artifact

@@ -1,0 +1,75 @@
+"""What one command works with: made once, and shared by all that it runs."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+
+from instructdiff_ray.config.data import DataConfig, ModelConfig
+from instructdiff_ray.config.run import Config
+from instructdiff_ray.config.training import CalibrateConfig
+from instructdiff_ray.context import RunContext, prepare
+from instructdiff_ray.demo.pool import write_pool
+from instructdiff_ray.errors import UserError
+from instructdiff_ray.models import encoding
+from instructdiff_ray.models.encoding import EncoderSpec
+from instructdiff_ray.pool.ingest import pool_artifact
+from instructdiff_ray.pool.pool import Pool
+from instructdiff_ray.progress import Progress
+from instructdiff_ray.scoring.spec import ScoreSpec
+from instructdiff_ray.scoring.store import score_stores
+from instructdiff_ray.storage.filesystem import Folder
+from instructdiff_ray.training.calibrate import model_artifact
+
+POOL = Pool(Folder("/nowhere"), "key", "digest", [], [], {"pool": 0})
+
+
+@pytest.fixture
+def context(tmp_path: Path, model_folder: str) -> RunContext:
+    write_pool(str(tmp_path / "pool.jsonl"), size=20)
+    config = Config(
+        data=DataConfig(path=str(tmp_path / "pool.jsonl")),
+        model=ModelConfig(base=model_folder),
+        calibrate=CalibrateConfig(max_length=128),
+        storage=str(tmp_path / "storage"),
+    )
+    return prepare(config, Progress(io.StringIO()))
+
+
+def test_another_seed_keeps_the_models_and_files_that_were_found(context: RunContext) -> None:
+    seeded = context.with_seed(7)
+    assert seeded.config.seed == 7 != context.config.seed
+    # Not looked up again: a hub's branch may have moved, a folder may have changed.
+    assert seeded.base is context.base and seeded.target is context.target
+    assert seeded.files is context.files
+
+
+def test_preparing_makes_nothing(context: RunContext) -> None:
+    assert not Path(context.storage.root).exists()
+
+
+def test_a_mistake_in_the_strategy_is_told_before_files_and_models_are_looked_for() -> None:
+    config = Config(data=DataConfig(path="/no/such"), strategy="ppl")
+    with pytest.raises(UserError, match="strategy=ppl is not known"):
+        prepare(config, Progress(io.StringIO()))
+
+
+def test_another_version_of_encoding_is_in_every_key(
+    context: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keys() -> list[str]:
+        config, base, storage = context.config, context.base, context.storage
+        whole = EncoderSpec.of(config, base)
+        (scores,) = score_stores([ScoreSpec("base", base, whole)], POOL, "fp32", storage)
+        return [
+            pool_artifact(config, context.files, base, storage)[0].key,
+            model_artifact(config, base, ["a", "b"], storage)[0].key,
+            scores.artifact.key,
+            scores.shards[None].path,
+        ]
+
+    before = keys()
+    monkeypatch.setattr(encoding, "VERSION", encoding.VERSION + 1)
+    assert not set(keys()) & set(before)
