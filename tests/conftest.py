@@ -38,7 +38,6 @@ def ray_session() -> Iterator[None]:
     """Four logical CPUs, so that actors, trainers and readers fit side by side on two cores."""
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     ray.data.DataContext.get_current().enable_progress_bars = False
-    ray.data.DataContext.get_current().execution_no_progress_timeout_s = 120
     yield
     ray.shutdown()
 

@@ -31,7 +31,7 @@ MOMENTS = 20
 BATCH = 64  # of a training
 # A gate's number that holds the pool's second block, whichever of its two comes first.
 ONE_BLOCK = ROWS_PER_BATCH + TRIED_OUT
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 
 @pytest.fixture(scope="module")
