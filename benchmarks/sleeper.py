@@ -13,7 +13,7 @@ from ray.actor import ActorHandle
 from instructdiff_ray.engine.throughput import Throughput
 from instructdiff_ray.models.encoding import LIKELIHOOD
 from instructdiff_ray.scoring.blocks import score_columns
-from instructdiff_ray.scoring.crash_guard import GuardedScorer
+from instructdiff_ray.scoring.crash_guard import CrashGuardClient
 from instructdiff_ray.scoring.plan import Targets, by_encoding
 
 
@@ -24,7 +24,7 @@ class Sleeper:
 
     def __init__(self, targets: Targets, guard: ActorHandle, **_: Any) -> None:
         (self.targets,) = by_encoding(targets).values()
-        self.guard = GuardedScorer(guard)
+        self.guard = CrashGuardClient(guard)
         self.free_since: float | None = None
         self.random = np.random.default_rng()
 

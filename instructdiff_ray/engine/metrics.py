@@ -3,7 +3,7 @@
     NLL(x, y) = −(1/|y|) Σ_t log π(y_t | x, y_<t)
     H(x, y)   = −(1/|y|) Σ_t Σ_v π(v | x, y_<t) log π(v | x, y_<t)
 
-both in nats, over the response tokens y (method's Nouns; paper, §3). The model's body runs once
+both in nats, over the response tokens y (paper, §3). The model's body runs once
 over the batch; only the positions before a response token go through the output head, a tile of
 positions and words at a time, so that no tensor of tokens × vocabulary ever exists.
 """

@@ -18,7 +18,7 @@ from instructdiff_ray.engine.metrics import SampleScorer
 from instructdiff_ray.engine.throughput import Throughput, keep_freed_memory, matmul_rate
 from instructdiff_ray.sample import Reject
 from instructdiff_ray.scoring.blocks import KILLS_SCORER, OUT_OF_MEMORY, score_columns, token_lists
-from instructdiff_ray.scoring.crash_guard import MAX_DEATHS, GuardedScorer
+from instructdiff_ray.scoring.crash_guard import MAX_DEATHS, CrashGuardClient
 from instructdiff_ray.scoring.plan import ScoreTarget, Targets, by_encoding
 
 # A larger pass is no faster: the weights are read often enough as it is, and what lies between two
@@ -56,7 +56,7 @@ class Scorer:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // actors_per_node))
             keep_freed_memory()
         self.throughput = Throughput()
-        self.guard = GuardedScorer(guard)
+        self.guard = CrashGuardClient(guard)
         self.guard.begin_load()
         self.encodings = list(by_encoding(targets))
         self.scorers = _load(targets, precision, self.device)

@@ -61,7 +61,7 @@ def start_crash_guard() -> ActorHandle:
     return CrashGuard.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
 
-class GuardedScorer:
+class CrashGuardClient:
     """A scorer's side of the crash guard."""
 
     def __init__(self, guard: ActorHandle) -> None:

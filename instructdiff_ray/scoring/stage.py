@@ -83,10 +83,12 @@ def _compute(
     """The scores that are missing, by key: passes for what no shard holds, then gathered."""
     passes = plan_passes(pool, stores)
     rejected: dict[EncoderSpec, Counter[str]] = defaultdict(Counter)
-    with progress.stage("score", "samples", sum(part.tokens for part in passes)) as stage:
-        for part in passes:
-            for receipt in score_blocks(config, pool, part.targets, part.prefixes):
-                _account(receipt, part.targets, rejected, stats, stage)
+    tokens = sum(scoring_pass.tokens for scoring_pass in passes)
+    with progress.stage("score", "samples", tokens) as stage:
+        for scoring_pass in passes:
+            targets = scoring_pass.targets
+            for receipt in score_blocks(config, pool, targets, scoring_pass.prefixes):
+                _account(receipt, targets, rejected, stats, stage)
                 for encoding, reasons in rejected.items():
                     if encoding.form == "whole":  # of others, the selection needs it or not
                         check_rejects(pool, config.data.max_reject_ratio, reasons)

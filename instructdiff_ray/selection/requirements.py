@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from instructdiff_ray.config.data import TemplateConfig
 from instructdiff_ray.config.run import Config
@@ -26,11 +26,14 @@ SMALL_MAX_LENGTH = 1024
 
 @dataclass(frozen=True)
 class BaselineModels:
-    """Models of a baseline besides the base model. weights: of the raters, shares of 1."""
+    """Models of a baseline besides the base model.
+
+    raters: those that rate, the base model may be one; weights: theirs, shares of 1.
+    """
 
     small: Model | None = None
     raters: Sequence[Model] = ()
-    weights: Sequence[float] = field(default=(1.0,))
+    weights: Sequence[float] = ()
 
 
 def find_baseline_models(config: Config, base: Model) -> BaselineModels:
@@ -39,14 +42,18 @@ def find_baseline_models(config: Config, base: Model) -> BaselineModels:
     small = None
     if SMALL in strategy.scores:
         small = _find(config, config.baseline.small_model, "baseline.small_model")
-    if not strategy.wordings:
-        return BaselineModels(small)
-    names = config.baseline.rating_models if strategy.rating_models else []
+    raters = _find_raters(config, base) if strategy.wordings else []
+    sizes = [rater.parameters() if len(raters) > 1 else 1 for rater in raters]
+    return BaselineModels(small, raters, [size / sum(sizes) for size in sizes])
+
+
+def _find_raters(config: Config, base: Model) -> list[Model]:
+    all_raters = STRATEGIES[config.strategy].rating_models
+    names = config.baseline.rating_models if all_raters else []
     raters = [_find(config, name, "baseline.rating_models") for name in names] or [base]
     for rater in raters:
         EncoderSpec.for_rating(rater, 0).rating_tokens()  # now, and not in an actor
-    sizes = [rater.parameters() if len(raters) > 1 else 1 for rater in raters]
-    return BaselineModels(small, raters, [size / sum(sizes) for size in sizes])
+    return raters
 
 
 def _find(config: Config, name: str, setting: str) -> Model:

@@ -66,7 +66,10 @@ class StrategyBatch:
 
 @dataclass(frozen=True)
 class Strategy:
-    """value: a batch → [N] fp64.
+    """How samples are ranked.
+
+    value: a batch → [N] fp64. A strategy that reads the calibrated model's scores is ranked by ΔH
+        within the band of ΔNLL (ranking.py), whose value this must be.
 
     end: of the values that is kept: lowest, middle or highest; None: `select.entropy` says it.
     scores: the names of the scores that are needed, ratings aside.
@@ -102,7 +105,7 @@ def check_strategy(config: Config) -> None:
         f"rounds={config.rounds} makes no sense with strategy={name}, which calibrates no model;"
         " use rounds=1",
     )
-    if strategy.calibrates:  # or nothing is filtered
+    if strategy.calibrates:  # other strategies have no filter
         config.select.check_room()
         for domain in config.domains:
             config.select_of(domain).check_room(f"domains.{domain}: ")

@@ -9,7 +9,7 @@ from instructdiff_ray.scoring.crash_guard import (
     MAX_DEATHS,
     MAX_IN_SUCCESSION,
     MAX_LOADS,
-    GuardedScorer,
+    CrashGuardClient,
     start_crash_guard,
 )
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 def score_until_done(samples: list[str], killers: set[str]) -> tuple[list[str], int]:
     """What Ray and a scorer do with a block that has killed one: (quarantined, deaths)."""
-    scorer, deaths = GuardedScorer(start_crash_guard()), 0
+    scorer, deaths = CrashGuardClient(start_crash_guard()), 0
     while True:
         scorer.begin_load()
         scorer.end_load()
@@ -51,7 +51,7 @@ def test_a_machine_on_which_every_sample_dies_ends_the_run() -> None:
 
 
 def test_an_actor_that_dies_whenever_it_loads_ends_the_run() -> None:
-    scorer = GuardedScorer(start_crash_guard())
+    scorer = CrashGuardClient(start_crash_guard())
     for _ in range(MAX_LOADS):
         scorer.begin_load()
     with pytest.raises(UserError, match="died 3 times while it loaded"):

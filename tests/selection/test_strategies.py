@@ -236,7 +236,7 @@ def plain_values(scored: Scored, strategy: str) -> dict[str, float]:
 
 def plain_selected(scored: Scored, strategy: str, values: dict[str, float]) -> set[str]:
     """The selection by sorting (value, id) in each domain."""
-    highest = {"longest", "ifd", "superfiltering", "selectit", "length_ratio_max"}
+    highest = {"ifd", "superfiltering", "selectit", "length_ratio_max"}
     rows, chosen = rows_of(scored.pool), set()
     for domain in {row.domain for row in rows}:
         ids = [row.sample_id for row in rows if row.domain == domain]
