@@ -12,7 +12,7 @@ from instructdiff_ray.config.run import Config
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.model import Model, find_model
-from instructdiff_ray.pool.readers import SourceFile, source_files
+from instructdiff_ray.pool.readers import SourceFile, check_format, source_files
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.scoring.stats import ScoringStats
 from instructdiff_ray.selection.requirements import BaselineModels, find_baseline_models
@@ -55,7 +55,7 @@ def prepare(config: Config, progress: Progress) -> RunContext:
 
     Raises UserError.
     """
-    check_strategy(config)
+    check_settings(config)
     storage = Storage(absolute(config.storage))
     folder = Folder(absolute(config.run_dir or f"{storage.root}/runs/{run_name()}"))
     files = list_data(config.data)
@@ -64,6 +64,15 @@ def prepare(config: Config, progress: Progress) -> RunContext:
     models = find_baseline_models(config, base)
     _check_encoding(config, base, progress)
     return RunContext(config, files, base, target, models, storage, folder, progress)
+
+
+def check_settings(config: Config) -> None:
+    """Raises UserError for what the configuration alone shows to be wrong, and can't check itself
+    because it knows neither strategies nor readers."""
+    check_strategy(config)
+    check_format(config.data.format)
+    for path in (config.storage, config.run_dir or ""):
+        absolute(path)
 
 
 def run_name() -> str:
@@ -75,10 +84,7 @@ def list_data(data: DataConfig) -> list[SourceFile]:
     """The files that `data.path` names. UserError where there is none, or no row in them."""
     if not data.paths:
         raise UserError("data.path is not set; name your instruction data, or data.path=demo")
-    try:
-        files = source_files(data)
-    except OSError as error:  # a bucket that is missing or closed, a disk that fails
-        raise UserError(f"data.path can't be read: {' '.join(str(error).split())}") from None
+    files = source_files(data)
     if not any(file.size for file in files):
         raise UserError(f"data.path={', '.join(data.paths)} holds no row")
     return files

@@ -73,7 +73,8 @@ def algorithm_1(
         scores = score_pool(context, pool, calibrated, build)  # ΔNLL, ΔH; the base model's once
         ranking = select_samples(context, pool, scores)  # B, D′
         yield Round(k, warmup, calibrated, ranking)
-        sample_ids = selected_ids(ranking)
+        if k < rounds:
+            sample_ids = selected_ids(ranking)
 
 
 def last_round(context: RunContext, pool: Pool, build: bool = True) -> Round:

@@ -35,13 +35,13 @@ from instructdiff_ray.config.cluster import ClusterConfig
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.config.selection import SelectConfig
 from instructdiff_ray.config.training import CalibrateConfig
-from instructdiff_ray.context import RunContext, list_data, prepare, run_name
+from instructdiff_ray.context import RunContext, check_settings, list_data, prepare, run_name
 from instructdiff_ray.demo.artifacts import DEMO, demo_model, demo_pool
 from instructdiff_ray.errors import UserError, user_error_in
+from instructdiff_ray.evaluation.lm_eval import check_tasks
 from instructdiff_ray.models.model import find_model
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.results.console import sweep_table
-from instructdiff_ray.selection.strategies import check_strategy
 from instructdiff_ray.storage.artifacts import Storage
 from instructdiff_ray.storage.filesystem import absolute, is_uri, join
 
@@ -50,14 +50,12 @@ CONF = os.path.join(ROOT, "conf")
 
 
 Stage = Callable[[RunContext], dict[str, Any] | None]
-Check = Callable[[Config], None]
 
 
-def launch(stage: Stage, check: Check | None = None) -> None:
+def launch(stage: Stage) -> None:
     """Run one stage, or a sweep over it (`-m`), as the command line says; then exit.
 
-    stage: may give the summary of what it selected; check: of the configuration, before anything
-    starts. Exit status 0 only when all of it is complete.
+    stage: may give the summary of what it selected. Exit status 0 only when all of it is complete.
     """
     # Errors come to us whole, and we print them; Hydra's own printing takes many lines.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -72,7 +70,7 @@ def launch(stage: Stage, check: Check | None = None) -> None:
         chosen = dict(o.partition("=")[::2] for o in HydraConfig.get().overrides.task)
         points.append((chosen, None))
         try:
-            points[-1] = (chosen, run_stage(stage, check, settings))
+            points[-1] = (chosen, run_stage(stage, settings))
         except UserError as error:
             failures.append(_say(str(error)))
         except OmegaConfBaseException as error:
@@ -101,10 +99,10 @@ def launch(stage: Stage, check: Check | None = None) -> None:
     sys.exit(1 if failures else 0)
 
 
-def run_stage(stage: Stage, check: Check | None, settings: DictConfig) -> dict[str, Any] | None:
+def run_stage(stage: Stage, settings: DictConfig) -> dict[str, Any] | None:
     config, progress = build_config(settings), Progress()
-    if check:
-        check(config)
+    if tasks := config.evaluate.tasks:
+        check_tasks(tuple(tasks))
     context = prepare(with_demo(config, progress), progress)
     start_ray(config.cluster)
     return stage(context)
@@ -116,13 +114,15 @@ def with_demo(config: Config, progress: Progress) -> Config:
     They are made where they are not in storage yet, so what can be found wrong before is.
     """
     data, model = config.data, config.model
+    if DEMO not in (*data.paths, model.base):
+        return config
+    check_settings(config)
     storage = Storage(absolute(config.storage))
     if data.paths == [DEMO]:
         if model.base != DEMO:
             find_model(model)
         data = replace(data, path=demo_pool(storage, progress))
     if model.base == DEMO:
-        check_strategy(config)
         list_data(data)
         model = replace(model, base=demo_model(storage, progress))
     return replace(config, data=data, model=model)

@@ -1,7 +1,8 @@
 """Remove what killed runs have left in a storage: `python jobs/clean.py STORAGE [--delete]`.
 
-Shows what it would remove: attempts at artifacts that no manifest names, and parts of files. With
---delete it removes them. Nothing that a run can use is touched.
+Shows what it would remove: attempts at artifacts that no manifest names, and parts of files, if
+nothing was written to them for some days. With --delete it removes them. Finished artifacts,
+scores and the folders of runs stay.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import sys
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-from instructdiff_ray.errors import UserError
-from instructdiff_ray.progress import duration
+from instructdiff_ray.errors import UserError, require
 from instructdiff_ray.results.console import aligned_table
-from instructdiff_ray.storage.cleanup import find_leftovers
-from instructdiff_ray.storage.filesystem import Folder, absolute
+from instructdiff_ray.storage.cleanup import delete_leftover, find_leftovers
+from instructdiff_ray.storage.filesystem import Folder, absolute, is_uri
 
 DAY_S = 24 * 3600
+DAYS = 7.0
 
 
 def main() -> None:
@@ -28,35 +29,47 @@ def main() -> None:
     parser.add_argument(
         "--days",
         type=float,
-        default=7,
-        help="leave what was written to within so many days, for a run may still need it"
-        " (default: 7)",
+        help="leave what was written to within so many days: longer than your longest run, at least"
+        f" 1 (default: {DAYS:g}; in an object store there is none)",
     )
     given = parser.parse_args()
     try:
-        clean(Folder(absolute(given.storage)), given.days, given.delete)
+        storage = Folder(absolute(given.storage))
+        clean(storage, _days(storage, given.days), given.delete)
     except (UserError, OSError) as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
 
 
+def _days(storage: Folder, days: float | None) -> float:
+    require(
+        days is not None or not is_uri(storage.path),
+        "nothing is locked in an object store; give --days, more than your longest run takes",
+    )
+    days = DAYS if days is None else days
+    require(days >= 1, f"--days {days:g} must be 1 or more: a run that is alive may still write")
+    return days
+
+
 def clean(storage: Folder, days: float, delete: bool) -> None:
-    if not storage.exists():
-        raise UserError(f"{storage.path} does not exist; name the storage of your runs")
+    """Show the leftovers, and where asked delete them."""
+    require(storage.exists(), f"{storage.path} does not exist; name the storage of your runs")
     leftovers = find_leftovers(storage, days * DAY_S)
-    total = f"{sum(leftover.size for leftover in leftovers) / 1e6:,.1f} MB"
     if not leftovers:
         print(f"nothing to remove in {storage.path}")
         return
-    rows = [["left by a killed run", "untouched for", "MB"]]
+    rows = [["left by a killed run", "days old", "MB"]]
     for leftover in leftovers:
-        rows.append([leftover.name, duration(leftover.age_s), f"{leftover.size / 1e6:,.1f}"])
+        days_old, size = leftover.age_s / DAY_S, leftover.size / 1e6
+        rows.append([leftover.name, f"{days_old:,.0f}", f"{size:,.1f}"])
     print(aligned_table(rows, text_columns=1))
     if not delete:
-        print(f"\n{total} in all; give --delete to remove them")
+        total = sum(leftover.size for leftover in leftovers)
+        print(f"\n{total / 1e6:,.1f} MB in all; give --delete to remove them")
         return
-    for leftover in leftovers:
-        storage.delete(leftover.name)
-    print(f"\nremoved {total}")
+    removed = [leftover for leftover in leftovers if delete_leftover(storage, leftover)]
+    print(f"\nremoved {sum(leftover.size for leftover in removed) / 1e6:,.1f} MB")
+    if len(removed) < len(leftovers):
+        print(f"{len(leftovers) - len(removed)} stay: a run has taken them up meanwhile")
 
 
 if __name__ == "__main__":

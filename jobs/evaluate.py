@@ -7,10 +7,8 @@ and what benchmark tasks (`evaluate.tasks`) say of each model.
 
 from _launch import launch
 
-from instructdiff_ray.config.run import Config
 from instructdiff_ray.context import RunContext
 from instructdiff_ray.evaluation.evaluate import as_rows, evaluate, write
-from instructdiff_ray.evaluation.lm_eval import check_tasks
 from instructdiff_ray.results.console import aligned_table
 from instructdiff_ray.storage.filesystem import join
 
@@ -23,10 +21,5 @@ def main(context: RunContext) -> None:
     context.progress.say(f"\n{table}\n\n{join(context.folder.path, 'evaluation.png')}")
 
 
-def check(config: Config) -> None:
-    if tasks := config.evaluate.tasks:
-        check_tasks(tuple(tasks))
-
-
 if __name__ == "__main__":
-    launch(main, check)
+    launch(main)

@@ -19,6 +19,7 @@ import ray
 import ray.data  # here, for its log handlers keep the stream that stands when it is imported
 import torch
 from hypothesis import HealthCheck, settings
+from pyarrow import fs as pafs
 
 from instructdiff_ray.config.data import ModelConfig
 from instructdiff_ray.demo.model import train_model
@@ -60,3 +61,27 @@ def shared() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip("the real pools are not on this machine")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """An S3 server of this process, found by the variables by which users name theirs."""
+    server_module = pytest.importorskip("moto.server", reason="moto[server] is not installed")
+    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }.items():
+            patch.setenv(name, value)
+        store = pafs.S3FileSystem(
+            endpoint_override=f"http://{host}:{port}", allow_bucket_creation=True
+        )
+        store.create_dir("bucket")
+        yield "s3://bucket"
+    server.stop()

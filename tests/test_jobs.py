@@ -18,6 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.demo.pool import write_pool
 from instructdiff_ray.models.model import Model
+from instructdiff_ray.selection.strategies import check_strategy
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -87,6 +88,11 @@ MISTAKES = {
     ),
     "unsplittable batch": (["cluster.train.workers=3"], "calibrate.global_batch_size=4"),
     "impossible value": (["calibrate.epochs=0"], "calibrate.epochs=0 must be"),
+    "strategy of the demo": (
+        ["data.path=demo", "model.base=demo", "strategy=ppl"],
+        "strategy=ppl is not known",
+    ),
+    "format of the demo": (["data.path=demo", "data.format=xml"], "data.format=xml is not known"),
     "key in a URI": (["storage=s3://AKIA:geheim@b/x"], "s3://…@b/x: a key in a URI is not taken"),
     "key of the data": (["data.path=s3://AKIA:geheim@b/x"], "s3://…@b/x: a key in a URI"),
     "key of the model": (["model.base=s3://AKIA:geheim@b/x"], "s3://…@b/x: a key in a URI"),
@@ -202,8 +208,9 @@ def test_a_domain_brings_the_papers_hyper_parameters(
 def test_every_choice_of_every_group_is_a_valid_configuration() -> None:
     for group in ("model", "template", "cluster", "domain"):
         for file in (ROOT / "conf" / group).glob("*.yaml"):
-            composed("config", f"{group}={file.stem}")
+            check_strategy(composed("config", f"{group}={file.stem}"))
     demo = composed("demo")
+    check_strategy(demo)
     assert (demo.data.path, demo.model.base, demo.domain) == ("demo", "demo", "demo")
 
 

@@ -36,7 +36,6 @@ class EncoderSpec:
 
     model: whose tokenizer it is.
     max_length: in tokens.
-
     truncate: cut a longer sample off instead of rejecting it.
     form: of the sample: `whole`, `response` (its response alone), or `rating` (the question for its
         rating, with this `wording`).

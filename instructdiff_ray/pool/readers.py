@@ -64,10 +64,7 @@ def find_files(paths: list[str], format: str | None = None) -> list[SourceFile]:
     """
     if not paths:
         raise UserError("data.path is not set; name a file, a folder or a glob")
-    require(
-        format is None or format in FORMATS,
-        f"data.format={format} is not known; use one of {', '.join(FORMATS)}",
-    )
+    check_format(format)
     files: dict[str, SourceFile] = {}
     for path in paths:
         for file in _expand(path, format):
@@ -75,14 +72,27 @@ def find_files(paths: list[str], format: str | None = None) -> list[SourceFile]:
     return list(files.values())
 
 
+def check_format(format: str | None) -> None:
+    """Raises UserError for a format that is not known; None goes by each file's name."""
+    require(
+        format is None or format in FORMATS,
+        f"data.format={format} is not known; use one of {', '.join(FORMATS)}",
+    )
+
+
 def source_files(data: DataConfig) -> list[SourceFile]:
     """The files that `data.path` names, each with its domain where it names one.
 
-    Raises UserError for a path that names nothing, or a file that is of two domains.
+    Raises UserError for a path that names nothing or can't be read, or a file that is of two
+    domains.
     """
     files: dict[str, SourceFile] = {}
     for domain, paths in data.paths_by_domain.items():
-        for file in find_files(paths, data.format):
+        try:
+            of_domain = find_files(paths, data.format)
+        except OSError as error:  # a bucket that is missing or closed, a disk that fails
+            raise UserError(f"data.path can't be read: {' '.join(str(error).split())}") from None
+        for file in of_domain:
             if files.setdefault(file.path, replace(file, domain=domain)).domain != domain:
                 raise UserError(
                     f"data.path has {file.path} in the domains {files[file.path].domain} and"

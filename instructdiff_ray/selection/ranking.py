@@ -106,7 +106,7 @@ class Ranking:
         start, ids = 0, ["sample_id"]
         for batch in _batches(self.pool, self.scores, self.inputs, ids, ids):
             scored_ids = [table["sample_id"] for table in batch.scores.values()]
-            aligned = all(ids.equals(batch.index["sample_id"]) for ids in scored_ids)
+            aligned = all(column.equals(batch.index["sample_id"]) for column in scored_ids)
             assert aligned, "scores of another pool"
             batch = _complete(batch, self.inputs)
             narrow = self.table.slice(start, batch.index.num_rows)
@@ -117,9 +117,9 @@ class Ranking:
                     if name in batch.scores:
                         columns[f"{name}_{measure}"] = batch.scores[name][measure]
             columns.update({name: narrow[name] for name in narrow.column_names})
-            nothing = pa.nulls(narrow.num_rows)
-            casted = [columns.get(f.name, nothing).cast(f.type) for f in self.schema]
-            yield pa.table(casted, schema=self.schema)
+            nulls = pa.nulls(narrow.num_rows)
+            typed = [columns.get(f.name, nulls).cast(f.type) for f in self.schema]
+            yield pa.table(typed, schema=self.schema)
 
 
 def rank(pool: Pool, scores: Mapping[str, ScoreTable], inputs: RankingInputs) -> Ranking:

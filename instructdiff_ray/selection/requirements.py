@@ -64,7 +64,7 @@ def required_scores(
     config: Config,
     base: Model,
     calibrated: ModelByDomain | None,
-    others: BaselineModels,
+    baseline_models: BaselineModels,
 ) -> list[ScoreSpec]:
     """All scores that the strategy and the options need. calibrated: None where neither asks."""
     strategy, whole = STRATEGIES[config.strategy], EncoderSpec.of(config, base)
@@ -74,17 +74,21 @@ def required_scores(
     }
     if calibrated:
         specs[CALIBRATED] = ScoreSpec(CALIBRATED, calibrated, whole)
-    if others.small:
-        limit = min(SMALL_MAX_LENGTH, others.small.max_length or SMALL_MAX_LENGTH)
-        encoding = EncoderSpec(others.small, TemplateConfig(), limit, truncate=True)
-        specs[SMALL] = ScoreSpec(SMALL, others.small, encoding)
-        specs[SMALL_ALONE] = ScoreSpec(SMALL_ALONE, others.small, encoding.alone())
-    names = list(strategy.scores)
-    if config.excludes("mismatched"):
-        names += [name for name in (BASE, ALONE) if name not in names]
+    if baseline_models.small:
+        limit = min(SMALL_MAX_LENGTH, baseline_models.small.max_length or SMALL_MAX_LENGTH)
+        encoding = EncoderSpec(baseline_models.small, TemplateConfig(), limit, truncate=True)
+        specs[SMALL] = ScoreSpec(SMALL, baseline_models.small, encoding)
+        specs[SMALL_ALONE] = ScoreSpec(SMALL_ALONE, baseline_models.small, encoding.alone())
+    guard = (BASE, ALONE) if config.excludes("mismatched") else ()
+    guard_only = [name for name in guard if name not in strategy.scores]
     ratings = [
         ScoreSpec(rating_scores(number, wording), rater, EncoderSpec.for_rating(rater, wording))
-        for number, rater in enumerate(others.raters)
+        for number, rater in enumerate(baseline_models.raters)
         for wording in range(strategy.wordings)
     ]
-    return [specs[name] for name in names] + ratings
+    # A sample that lacks several scores is a reject for the first of them.
+    return [
+        *(specs[name] for name in strategy.scores),
+        *ratings,
+        *(specs[name] for name in guard_only),
+    ]

@@ -1,15 +1,20 @@
 """What killed runs have left in storage: attempts that no manifest names, and parts of files.
 
-Neither is ever read, nor counted as finished. What a run may still be writing is told from them by
-its age and, on a local file system, by the artifact's lock.
+A run that is alive may still write to such a thing. It is told from what is dead by the age of its
+files and, on a local file system, by the artifact's lock. In an object store, where nothing can be
+locked, age alone decides; and of two runs that made the same artifact at once there, the attempt of
+the earlier is named by no manifest, though that run goes on reading it.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from filelock import FileLock, Timeout
@@ -18,7 +23,10 @@ from pyarrow import fs as pafs
 from instructdiff_ray.storage.artifacts import ATTEMPT, LOCK, MANIFEST
 from instructdiff_ray.storage.filesystem import Folder, is_uri, join, open_filesystem
 
-PART_FILE = re.compile(r"\.[0-9a-f]{32}\.part$")  # as Folder.write_bytes names them
+# The files of an attempt at an artifact, `<kind>/<key>/attempt-…`, and what was written of a file
+# before it was given its name. Nothing else in a storage, least of all `runs/`, is looked at.
+ATTEMPT_FILE = re.compile(rf"([a-z-]+/[0-9a-f]{{16}}/{ATTEMPT}[0-9a-f]{{12}})/.+")
+PART_FILE = re.compile(r"[a-z-]+/[0-9a-f]{16}/.+\.[0-9a-f]{32}\.part")
 
 
 @dataclass(frozen=True)
@@ -33,53 +41,80 @@ class Leftover:
 
 def find_leftovers(storage: Folder, min_age_s: float) -> list[Leftover]:
     """All that killed runs have left and not touched for `min_age_s` seconds, by name."""
-    attempts: dict[str, list[pafs.FileInfo]] = defaultdict(list)
-    leftovers = []
-    now = time.time()
-    for name, info in _entries(storage):
-        kind_key_attempt = name.split("/")[:3]
-        if len(kind_key_attempt) == 3 and kind_key_attempt[2].startswith(ATTEMPT):
-            attempts["/".join(kind_key_attempt)].append(info)
-        elif info.is_file and PART_FILE.search(name):
-            leftovers.append(_leftover(name, [info], now))
-    leftovers += [
-        _leftover(name, infos, now)
-        for name, infos in attempts.items()
-        if not _is_named(storage, name) and not _is_locked(storage, name)
+    files: dict[str, list[pafs.FileInfo]] = defaultdict(list)
+    for name, info in _files(storage):
+        if attempt := ATTEMPT_FILE.fullmatch(name):
+            files[attempt.group(1)].append(info)
+        elif PART_FILE.fullmatch(name):
+            files[name].append(info)
+    leftovers = (_leftover(name, infos) for name, infos in sorted(files.items()))
+    return [
+        leftover
+        for leftover in leftovers
+        if leftover.age_s >= min_age_s and not _is_needed(storage, leftover.name)
     ]
-    old = (leftover for leftover in leftovers if leftover.age_s >= min_age_s)
-    return sorted(old, key=lambda leftover: leftover.name)
 
 
-def _entries(storage: Folder) -> list[tuple[str, pafs.FileInfo]]:
+def delete_leftover(storage: Folder, leftover: Leftover) -> bool:
+    """Delete it; False where a run has taken it up meanwhile."""
+    with _locked(storage, leftover.name) as locked:
+        if not locked or _is_named(storage, leftover.name):
+            return False
+        storage.delete(leftover.name)
+        return True
+
+
+def _files(storage: Folder) -> Iterator[tuple[str, pafs.FileInfo]]:
     fs, root = open_filesystem(storage.path)
-    infos = fs.get_file_info(pafs.FileSelector(root, allow_not_found=True, recursive=True))
     prefix = len(root.rstrip("/")) + 1
-    return [(info.path[prefix:], info) for info in infos]
+    for info in fs.get_file_info(pafs.FileSelector(root, allow_not_found=True, recursive=True)):
+        if info.is_file:
+            yield info.path[prefix:], info
 
 
-def _leftover(name: str, infos: list[pafs.FileInfo], now: float) -> Leftover:
-    written = max((info.mtime_ns or 0) for info in infos) / 1e9
-    return Leftover(name, sum(info.size or 0 for info in infos if info.is_file), now - written)
+def _leftover(name: str, infos: list[pafs.FileInfo]) -> Leftover:
+    # A file without a date may have been written now.
+    written = max(time.time() if info.mtime_ns is None else info.mtime_ns / 1e9 for info in infos)
+    return Leftover(name, sum(info.size for info in infos), time.time() - written)
 
 
-def _is_named(storage: Folder, attempt: str) -> bool:
-    """Whether the artifact's manifest names this attempt: then it is the artifact."""
-    home, _, name = attempt.rpartition("/")
+def _is_needed(storage: Folder, name: str) -> bool:
+    if _is_named(storage, name):
+        return True
+    if is_uri(storage.path) or not os.path.exists(_lock_path(storage, name)):
+        return False
+    with _locked(storage, name) as locked:
+        return not locked
+
+
+def _is_named(storage: Folder, name: str) -> bool:
+    """Whether it is the attempt that the artifact's manifest names: then it is the artifact."""
+    home, _, attempt = name.rpartition("/")
     try:
         manifest = json.loads(storage.read_bytes(join(home, MANIFEST)) or b"null")
     except ValueError:
         return False
-    return isinstance(manifest, dict) and manifest.get("attempt") == name
+    return isinstance(manifest, dict) and manifest.get("attempt") == attempt
 
 
-def _is_locked(storage: Folder, attempt: str) -> bool:
-    """Whether a run that is alive makes this artifact."""
+@contextmanager
+def _locked(storage: Folder, name: str) -> Iterator[bool]:
+    """Keeps other runs from making the artifact; False where one is making it."""
     if is_uri(storage.path):
-        return False
-    lock = FileLock(join(storage.path, attempt.rpartition("/")[0], LOCK))
+        yield True
+        return
+    lock = FileLock(_lock_path(storage, name))
     try:
-        with lock.acquire(timeout=0):
-            return False
+        lock.acquire(timeout=0)
     except Timeout:
-        return True
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _lock_path(storage: Folder, name: str) -> str:
+    kind, key = name.split("/")[:2]
+    return join(storage.path, kind, key, LOCK)

@@ -32,7 +32,7 @@ def model_artifact(
     """Where the model calibrated on these samples is or will be, and what its key is made of."""
     hyper = asdict(config.calibrate)
     # None changes what is learned: α and the domain only chose the samples, checkpointing only
-    # saves memory, and the length is in the rendering.
+    # saves memory, and the length is in the encoding.
     for name in ("ratio", "gradient_checkpointing", "max_length", "per_domain"):
         del hyper[name]
     inputs = {

@@ -54,7 +54,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @settings(deadline=None, max_examples=60, derandomize=True)
 @given(TEXTS, st.booleans())
-def test_the_order_is_those_of_the_definition(texts: list[bytes], unique: bool) -> None:
+def test_the_order_is_that_of_the_definition(texts: list[bytes], unique: bool) -> None:
     found = list(islice(greedy_order(texts, unique), len(texts)))
     assert found == plain_order(texts, len(texts), unique)
     if unique:

@@ -10,7 +10,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -419,30 +418,6 @@ def test_a_copy_that_fails_leaves_nothing(
             local_copy(f"file://{remote}")
     assert copies_in(cache) == []
     assert (Path(local_copy(f"file://{remote}")) / "weights.bin").read_bytes() == b"1"
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """An S3 server of this process, found by the variables by which users name theirs."""
-    server_module = pytest.importorskip("moto.server", reason="moto[server] is not installed")
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }.items():
-            patch.setenv(name, value)
-        store = pafs.S3FileSystem(
-            endpoint_override=f"http://{host}:{port}", allow_bucket_creation=True
-        )
-        store.create_dir("bucket")
-        yield "s3://bucket"
-    server.stop()
 
 
 def test_an_artifact_in_an_object_store_is_finished_or_absent_too(
