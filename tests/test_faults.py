@@ -29,8 +29,9 @@ from tests.test_pipeline import run_method
 ROOT = Path(__file__).resolve().parents[1]
 MOMENTS = 20
 BATCH = 64  # of a training
-# A gate's number that holds the pool's second block, whichever of its two comes first.
-ONE_BLOCK = ROWS_PER_BATCH + TRIED_OUT
+# A gate's number at which a scorer has left a first piece, and can't get through the pool: its task
+# has one or two blocks, in whatever order they come, and one of them may be the small last one.
+FIRST_TASK = 2 * ROWS_PER_BATCH + TRIED_OUT
 pytestmark = pytest.mark.timeout(1800)
 
 
@@ -48,9 +49,9 @@ def open_at_the_end(gate: Gate) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory, model: Model, gate: Gate) -> list[str]:
-    """A pool of two pieces, and a training of two steps with a checkpoint after the first."""
+    """A pool of three blocks, and a training of four steps with a checkpoint after each."""
     folder = tmp_path_factory.mktemp("faults")
-    write_pool(str(folder / "pool.jsonl"), seed=9, size=1300)
+    write_pool(str(folder / "pool.jsonl"), seed=9, size=2600)
     return [
         f"data.path={folder / 'pool.jsonl'}",
         "data.domain_column=domain",
@@ -126,7 +127,8 @@ def undisturbed(
     settings: list[str], tmp_path_factory: pytest.TempPathFactory, ray_session: None
 ) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    run_method(composed("config", *command(settings, folder)[2:]))
+    summary = run_method(composed("config", *command(settings, folder)[2:])).summary
+    assert summary["counts"]["pool"] > FIRST_TASK  # or the gate would hold nobody
     return folder
 
 
@@ -136,7 +138,7 @@ def test_a_driver_killed_while_scoring_goes_on_with_what_was_not_scored(
     for done in ("pool", "models"):
         shutil.copytree(undisturbed / "storage" / done, tmp_path / "storage" / done)
     log = tmp_path / "log"
-    gate.shut(after=ONE_BLOCK)
+    gate.shut(after=FIRST_TASK)
     with started(command(settings, tmp_path), log) as process:
         wait(process, log, lambda: durable(tmp_path) > 0)
         process.kill()
@@ -260,7 +262,7 @@ def test_a_node_that_is_lost_while_training_and_while_scoring_costs_no_sample(
             trainer = arrival(gate, process, log)
             assert list(tmp_path.glob("storage/checkpoints/*/manifest.json"))
             lose(trainer)
-            gate.shut(after=ONE_BLOCK)
+            gate.shut(after=FIRST_TASK)
             scorer = arrival(gate, process, log)
             wait(process, log, lambda: durable(tmp_path) > 0)
             lose(scorer)
