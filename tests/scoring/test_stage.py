@@ -24,7 +24,7 @@ from instructdiff_ray.pool.readers import source_files
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.sample import Part
 from instructdiff_ray.scoring.spec import ScoreSpec, ScoreTable
-from instructdiff_ray.scoring.stage import finished_scores, score
+from instructdiff_ray.scoring.stage import score
 from instructdiff_ray.scoring.stats import ScoringStats
 from instructdiff_ray.storage.artifacts import Storage
 from tests.engine.test_metrics import plain_score
@@ -142,9 +142,9 @@ def test_several_actors_and_small_batches_give_the_same_scores(
             "base"
         ]
     )
-    expected = table_of(
-        finished_scores(config, pool, whole(config, model), Storage(config.storage))["base"]
-    )
+    storage = Storage(config.storage)
+    alone = score(config, pool, whole(config, model), storage, QUIET, ScoringStats())
+    expected = table_of(alone["base"])
     for name in ("nll", "entropy"):
         assert np.allclose(scores[name].to_numpy(), expected[name].to_numpy(), atol=1e-5)
 

@@ -18,6 +18,7 @@ from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.model import Model
 from instructdiff_ray.models.template import Encoded
+from instructdiff_ray.pipeline import ingest_pool
 from instructdiff_ray.sample import Part
 from instructdiff_ray.scoring.actor import Scorer
 from instructdiff_ray.scoring.blocks import encoded_columns
@@ -56,7 +57,7 @@ def test_an_adapter_is_trained_and_scores_beside_the_base_model(
     }
     base = model.load("fp32")
     plain = {"base": base, "calibrated": PeftModel.from_pretrained(model.load("fp32"), str(folder))}
-    encoder, pool = EncoderSpec.of(config, model).encoder(), run.finished_pool()
+    encoder, pool = EncoderSpec.of(config, model).encoder(), ingest_pool(run.context, build=False)
     for row in pool.folder.read_table(pool.parts[0]).to_pylist()[:5]:
         (encoded,) = encoder.encode([[Part(**part) for part in row["parts"]]])
         assert isinstance(encoded, Encoded)
