@@ -1,18 +1,27 @@
-"""How many corrupted pairs does each strategy select? `python -m benchmarks.corrupted MODEL POOL …`
+"""How much of what is spoilt does each strategy select, and what do the guards change?
 
-Some samples of each pool are drawn, and a tenth of them is damaged in one of three ways. Then every
-strategy selects a tenth. A strategy that is blind to the damage selects a tenth of the damaged.
+`python -m benchmarks.corrupted MODEL POOL … [--shares 0.01 0.05 0.2] [--seeds 0 1 2]
+[--strategies random ifd …] [--held-out]`
+
+Some samples of each pool are drawn, and a share of them is spoilt, in equal parts in several ways.
+Then every strategy selects a tenth, and InstructDiff under every guard. A strategy that is blind to
+the damage selects a tenth of the spoilt samples. `--held-out` spoils in ways on which no guard was
+tuned.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import random
+import string
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -30,82 +39,115 @@ from instructdiff_ray.pool.sampling import floor_share, lowest_draws
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.results.console import aligned_table
 from instructdiff_ray.sample import Part, sample_id
-from instructdiff_ray.selection.counts import fate_counts
 from instructdiff_ray.selection.ranking import Ranking, selected_ids
 from instructdiff_ray.selection.strategies import INSTRUCTDIFF, STRATEGIES
 
-ROWS, SHARE, SEED = 1600, 0.1, 0
+ROWS = 1600
 # A small model needs larger steps than Table 9 gives to those of billions of parameters.
 CALIBRATE = CalibrateConfig(learning_rate=5e-4, epochs=3, global_batch_size=32)
-PLAIN = SelectConfig(ratio=0.1, reject_ratio=0.1)
+PLAIN = SelectConfig(ratio=0.1, reject_ratio=0.1, guard="none")
 FOLDER = Path("outputs/corrupted")
 Sample = list[Part]
+# A response, how to draw, and the words of all responses → the spoilt response.
+Damage = Callable[[str, random.Random, Sequence[str]], str]
 
 
-def shuffled(samples: Sequence[Sample], words: Sequence[str]) -> list[Sample]:
-    """Each sample has the response of the next one."""
-    following = [*samples[1:], samples[0]]
-    return [
-        [*sample[:-1], next_sample[-1]]
-        for sample, next_sample in zip(samples, following, strict=True)
-    ]
+def random_characters(text: str, draw: random.Random, words: Sequence[str]) -> str:
+    """As many characters as before."""
+    letters = string.ascii_lowercase + string.digits + string.punctuation + " " * 10
+    return "".join(draw.choices(letters, k=len(text)))
 
 
-def cut_off(samples: Sequence[Sample], words: Sequence[str]) -> list[Sample]:
-    """Only the first half of the response's characters is left."""
-    responses = [sample[-1].text for sample in samples]
-    return [
-        _with_response(sample, response[: (len(response) + 1) // 2])
-        for sample, response in zip(samples, responses, strict=True)
-    ]
+def random_words(text: str, draw: random.Random, words: Sequence[str]) -> str:
+    """As many words as before, each drawn from all responses of the pool."""
+    return " ".join(draw.choices(words, k=len(text.split())))
 
 
-def random_text(samples: Sequence[Sample], words: Sequence[str]) -> list[Sample]:
-    """The response has as many words as before, each drawn from all responses of the pool."""
-    draw = random.Random(SEED)
-    return [
-        _with_response(sample, " ".join(draw.choices(words, k=len(sample[-1].text.split()))))
-        for sample in samples
-    ]
+def cut_off(text: str, draw: random.Random, words: Sequence[str]) -> str:
+    """The first half of the characters."""
+    return text[: (len(text) + 1) // 2]
 
 
-def _with_response(sample: Sample, text: str) -> Sample:
-    return [*sample[:-1], Part("response", text)]
+def word_order(text: str, draw: random.Random, words: Sequence[str]) -> str:
+    """The response's words in another order."""
+    return " ".join(draw.sample(text.split(), len(text.split())))
 
 
-DAMAGES: tuple[Callable[[Sequence[Sample], Sequence[str]], list[Sample]], ...] = (
-    shuffled,
-    cut_off,
-    random_text,
-)
+def second_half_characters(text: str, draw: random.Random, words: Sequence[str]) -> str:
+    """A good beginning, and random characters behind it."""
+    half = cut_off(text, draw, words)
+    return half + random_characters(text[len(half) :], draw, words)
 
 
-def variants() -> Iterator[tuple[str, str, SelectConfig]]:
-    """The name, strategy and selection settings of all that is compared.
+def repeated(text: str, draw: random.Random, words: Sequence[str]) -> str:
+    """The first fifth of the words, over and over, to the length of the response."""
+    few = text.split()[: max(1, len(text.split()) // 5)]
+    return " ".join(few * 5)
 
-    With one rating model `selectit` is the same as `selectit_sentence`, so it is left out.
-    """
+
+def escaped(text: str, draw: random.Random, words: Sequence[str]) -> str:
+    """As a faulty export leaves it: every character that is no letter as a number."""
+    return "".join(c if c.isalpha() else f"&#{ord(c)};" for c in text)
+
+
+# Of `shuffled` samples the response is another sample's.
+SHUFFLED = "shuffled"
+TUNED: dict[str, Damage | None] = {
+    "characters": random_characters,
+    "words": random_words,
+    SHUFFLED: None,
+    "cut off": cut_off,
+}
+HELD_OUT: dict[str, Damage | None] = {
+    "word order": word_order,
+    "half characters": second_half_characters,
+    "repeated": repeated,
+    "escaped": escaped,
+}
+
+
+def variants(strategies: Sequence[str]) -> Iterator[tuple[str, str, SelectConfig]]:
+    """The name, strategy and selection settings of all that is compared; first Algorithm 1."""
     yield INSTRUCTDIFF, INSTRUCTDIFF, PLAIN
+    for guard in (["typical"], ["complete"], ["mismatched"], ["typical", "complete"]):
+        yield f"{INSTRUCTDIFF}, {' + '.join(guard)}", INSTRUCTDIFF, replace(PLAIN, guard=guard)
     for name, changed in (
-        ("with exclude_mismatched", replace(PLAIN, exclude_mismatched=True)),
         ("without the filter", replace(PLAIN, reject_ratio=0)),
         ("middle ΔH", replace(PLAIN, entropy="middle")),
         ("highest ΔH", replace(PLAIN, entropy="highest")),
     ):
         yield f"{INSTRUCTDIFF}, {name}", INSTRUCTDIFF, changed
-    for strategy in STRATEGIES:
-        if strategy not in (INSTRUCTDIFF, "selectit"):
-            yield strategy, strategy, PLAIN
+    for strategy in strategies:
+        yield strategy, strategy, PLAIN
 
 
-def draw_samples(config: Config, count: int) -> list[Sample]:
-    """`count` of the pool's samples, in the order of their ids; a larger draw holds a smaller."""
+def draw_samples(config: Config, count: int, seed: int) -> list[Sample]:
+    """`count` of the pool's samples, in the order of their ids."""
     pool = ingest_pool(prepare(config, Progress(sys.stderr)))
-    ids = lowest_draws(pool.ids(), count, f"corrupted {SEED}")
+    ids = lowest_draws(pool.ids(), count, f"corrupted {seed}")
     tables = pool_rows(pool, ids, ["sample_id", "parts"])
     rows = [row for table in tables for row in table.to_pylist()]
     rows.sort(key=lambda row: row["sample_id"])
     return [[Part(**part) for part in row["parts"]] for row in rows]
+
+
+def spoil(
+    samples: Sequence[Sample], share: float, seed: int, damages: dict[str, Damage | None]
+) -> tuple[list[Sample], dict[str, str]]:
+    """The samples, a share of them spoilt in equal parts; and the kind of damage by sample id."""
+    draw = random.Random(f"{seed} {share}")
+    words = [word for sample in samples for word in sample[-1].text.split()]
+    places = draw.sample(range(len(samples)), len(samples))
+    chosen, intact = places[: floor_share(share, len(samples))], places[len(samples) // 2 :]
+    spoilt, kinds = list(samples), {}
+    for number, place in enumerate(chosen):
+        name = [*damages][number % len(damages)]
+        damage, text = damages[name], samples[place][-1].text
+        other = samples[draw.choice(intact)][-1].text
+        response = damage(text, draw, words) if damage else other
+        spoilt[place] = [*samples[place][:-1], Part("response", response)]
+        kinds[sample_id(spoilt[place])] = name
+    return spoilt, kinds
 
 
 def write(path: Path, samples: Sequence[Sample]) -> None:
@@ -117,42 +159,26 @@ def write(path: Path, samples: Sequence[Sample]) -> None:
     path.write_text("".join(f"{row}\n" for row in rows))
 
 
-def measure(config: Config, damaged: set[str]) -> dict[str, dict[str, float]]:
-    """For each variant, the share of damaged pairs in its selection, and the share of its selection
-    that InstructDiff selects too."""
-    figures: dict[str, dict[str, float]] = {}
-    instructdiff: set[str] = set()
-    for name, strategy, selection in variants():
-        variant = replace(config, strategy=strategy, select=selection)
-        ranking = select_last(variant)
-        if STRATEGIES[strategy].calibrates:
-            print(fate_counts(ranking), flush=True)
-        pool, chosen = ranking.pool, set(selected_ids(ranking))
-        instructdiff = instructdiff or chosen  # the first of the variants
-        figures[name] = {
-            "pool": len(pool),
-            "pool_damaged": len(damaged.intersection(pool.ids())),
-            "selected": len(chosen),
-            "damaged": len(chosen & damaged),
-            "damaged_share": len(chosen & damaged) / len(chosen),
-            "overlap_with_instructdiff": len(chosen & instructdiff) / len(chosen),
-        }
-        if name == "ifd":
-            figures[name] |= _mismatched(ranking, damaged)
-        print(name, figures[name], flush=True)
+def measure(
+    config: Config, kinds: dict[str, str], strategies: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """For each variant, how many of each kind are in the pool and in the selection, and the share
+    of Algorithm 1's intact samples that it selects too."""
+    figures: dict[str, dict[str, Any]] = {}
+    kept: set[str] = set()
+    for name, strategy, selection in variants(strategies):
+        ranking = select_last(replace(config, strategy=strategy, select=selection))
+        ids, chosen = [*ranking.pool.ids()], {*selected_ids(ranking)}
+        counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+        for sample in ids:
+            count = counts[kinds.get(sample, "intact")]
+            count[0] += sample in chosen
+            count[1] += 1
+        intact = chosen - kinds.keys()
+        kept = kept or intact  # of the first variant, Algorithm 1
+        stays = len(kept & intact) / len(kept) if kept else 1.0
+        figures[name] = {"selected_and_all": dict(counts), "intact_kept": stays}
     return figures
-
-
-def _mismatched(ranking: Ranking, damaged: set[str]) -> dict[str, float]:
-    """The share that exclude_mismatched may not select, of the damaged pairs and of the others."""
-    rejected = set(ranking.rejected["sample_id"].to_pylist())
-    mismatched = np.asarray(ranking.table["value"].to_numpy()) >= 1
-    scored = (i for i in ranking.pool.ids() if i not in rejected)
-    is_damaged = np.array([i in damaged for i in scored])
-    return {
-        "mismatched_of_damaged": float(mismatched[is_damaged].mean()),
-        "mismatched_of_others": float(mismatched[~is_damaged].mean()),
-    }
 
 
 def select_last(config: Config) -> Ranking:
@@ -182,34 +208,72 @@ def settings(model: str, path: Path, folder: Path) -> Config:
 
 
 def main() -> None:
-    """Measure every damage, in each of the pools that the command line names."""
-    model, *pools = sys.argv[1:]
+    """Measure every pool that the command line names, with every share and seed."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("pools", nargs="+", type=Path)
+    parser.add_argument("--shares", nargs="+", type=float, default=[0.01, 0.05, 0.2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    # With one rating model `selectit` is the same as `selectit_sentence`.
+    baselines = [name for name in STRATEGIES if name not in (INSTRUCTDIFF, "selectit")]
+    parser.add_argument("--strategies", nargs="+", default=baselines, help="besides InstructDiff")
+    parser.add_argument("--held-out", action="store_true")
+    arguments = parser.parse_args()
+    damages = HELD_OUT if arguments.held_out else TUNED
     start_ray()
-    for path in map(Path, pools):
-        folder = FOLDER / path.stem
-        config = settings(model, path, folder)
-        samples = draw_samples(config, ROWS)
-        words = [word for sample in samples for word in sample[-1].text.split()]
-        to_damage = samples[: floor_share(SHARE, len(samples))]
-        results = {}
-        for damage in DAMAGES:
-            damaged = damage(to_damage, words)
-            name = damage.__name__
-            write(folder / f"{name}.jsonl", [*damaged, *samples[len(to_damage) :]])
-            data = DataConfig(path=str(folder / f"{name}.jsonl"))
-            damaged_ids = {sample_id(sample) for sample in damaged}
-            results[name] = measure(replace(config, data=data), damaged_ids)
-        save(f"corrupted-{path.stem}", {"rows": len(samples), "results": results})
-        print(table(results), flush=True)
+    for path in arguments.pools:
+        folder, runs = FOLDER / path.stem, []
+        config = settings(arguments.model, path, folder)
+        for seed in arguments.seeds:
+            samples = draw_samples(config, ROWS, seed)
+            for share in arguments.shares:
+                spoilt, kinds = spoil(samples, share, seed, damages)
+                file = folder / f"{'held-out' if arguments.held_out else 'tuned'}-{share}-{seed}"
+                write(file.with_suffix(".jsonl"), spoilt)
+                data = DataConfig(path=str(file.with_suffix(".jsonl")))
+                figures = measure(
+                    replace(config, data=data, seed=seed), kinds, arguments.strategies
+                )
+                runs.append({"share": share, "seed": seed, "figures": figures})
+                print(path.stem, share, seed, *table([runs[-1]]), sep="\n", flush=True)
+        name = f"corrupted-{'held-out-' if arguments.held_out else ''}{path.stem}"
+        save(name, {"rows": ROWS, "runs": runs})
 
 
-def table(results: dict[str, dict[str, dict[str, float]]]) -> str:
-    """The shares of damaged pairs, with a line for each strategy and a column for each damage."""
-    rows = [["strategy", *results]]
-    for name in next(iter(results.values())):
-        shares = [by_variant[name]["damaged_share"] for by_variant in results.values()]
-        rows.append([name, *(f"{100 * share:.1f}" for share in shares)])
-    return aligned_table(rows, text_columns=1)
+def table(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """A line a variant: per cent of each kind that is selected (mean and 95 % interval of a
+    bootstrap over the runs), of the selection that is spoilt, and of Algorithm 1's intact samples
+    that are kept."""
+    kinds = sorted({*runs[0]["figures"][INSTRUCTDIFF]["selected_and_all"]} - {"intact"})
+    rows = [["strategy", *kinds, "spoilt share", "intact kept"]]
+    for name in runs[0]["figures"]:
+        figures = [run["figures"][name] for run in runs]
+        counts = [figure["selected_and_all"] for figure in figures]
+        cells = [interval([count[kind] for count in counts]) for kind in kinds]
+        shares = [
+            [sum(n[0] for kind, n in count.items() if kind != "intact"), sum_selected(count)]
+            for count in counts
+        ]
+        kept = np.mean([figure["intact_kept"] for figure in figures])
+        rows.append([name, *cells, interval(shares), f"{100 * kept:.0f}"])
+    return [aligned_table(rows, text_columns=1)]
+
+
+def sum_selected(count: dict[str, list[int]]) -> int:
+    """All selected samples of a run."""
+    return sum(selected for selected, _ in count.values())
+
+
+def interval(parts: Sequence[Sequence[int]]) -> str:
+    """Per cent of [part, whole] pairs, over all; and its 95 % interval where there are several."""
+    pairs = np.array(parts, float)
+    share = 100 * pairs[:, 0].sum() / max(1, pairs[:, 1].sum())
+    if len(pairs) < 2:
+        return f"{share:.0f}"
+    draws = np.random.default_rng(0).integers(len(pairs), size=(2000, len(pairs)))
+    totals = pairs[draws].sum(axis=1)
+    low, high = np.percentile(100 * totals[:, 0] / np.maximum(1, totals[:, 1]), [2.5, 97.5])
+    return f"{share:.0f} ({low:.0f}–{high:.0f})"
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def measure_overlap(model: str, pools: Sequence[Path]) -> dict[str, dict[str, di
     for path in pools:
         folder = FOLDER / path.stem
         config = settings(model, path, folder)
-        write(folder / "drawn.jsonl", draw_samples(config, ROWS))
+        write(folder / "drawn.jsonl", draw_samples(config, ROWS, seed=0))
         data = DataConfig(path=str(folder / "drawn.jsonl"))
         results[path.stem] = overlap(replace(config, data=data))
         print(path.stem, results[path.stem], flush=True)

@@ -118,7 +118,9 @@ def measure(rows: int) -> dict[str, Any]:
             for name in SCORE_NAMES
         }
         with step("select"):
-            inputs = RankingInputs(STRATEGIES["instructdiff"], lambda _: SelectConfig())
+            inputs = RankingInputs(
+                STRATEGIES["instructdiff"], lambda _: SelectConfig(), guards=("typical",)
+            )
             ranking = rank(pool, scores, inputs)
         with step("write"):
             write_ranking(folder.sub("run"), ranking, set())

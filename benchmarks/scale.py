@@ -158,7 +158,9 @@ def measure(rows: int, machines: int, gpus: int) -> dict[str, Any]:
         cluster.shutdown()
         assert stats.samples == {BASE: rows, CALIBRATED: rows}, stats
         with progress.stage("select", "samples"):
-            inputs = RankingInputs(STRATEGIES["instructdiff"], lambda _: SelectConfig())
+            inputs = RankingInputs(
+                STRATEGIES["instructdiff"], lambda _: SelectConfig(), guards=("typical",)
+            )
             assert sum(fate_counts(rank(pool, scores, inputs)).values()) >= rows
         memory["select"] = watch.peaks()
     busy, waited = stats.throughput.busy_s, stats.throughput.waited_s

@@ -31,7 +31,7 @@ from instructdiff_ray.storage.artifacts import FinishedArtifact
 from instructdiff_ray.storage.filesystem import Folder
 
 SCORE_SCHEMA = shard_schema(LIKELIHOOD)
-INPUTS = RankingInputs(STRATEGIES["instructdiff"], lambda _: SelectConfig())
+INPUTS = RankingInputs(STRATEGIES["instructdiff"], lambda _: SelectConfig(), guards=("typical",))
 DOMAINS = ["code", "general", "math", "medical"]
 
 
