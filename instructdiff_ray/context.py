@@ -15,8 +15,12 @@ from instructdiff_ray.models.model import Model, find_model
 from instructdiff_ray.pool.readers import SourceFile, check_format, source_files
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.scoring.stats import ScoringStats
-from instructdiff_ray.selection.requirements import BaselineModels, find_baseline_models
-from instructdiff_ray.selection.strategies import STRATEGIES, Strategy, check_strategy
+from instructdiff_ray.selection.requirements import (
+    BaselineModels,
+    check_strategy,
+    find_baseline_models,
+)
+from instructdiff_ray.selection.strategies import STRATEGIES, Strategy
 from instructdiff_ray.storage.artifacts import Storage
 from instructdiff_ray.storage.filesystem import Folder, absolute
 

@@ -32,7 +32,7 @@ from instructdiff_ray.selection.ranking import (
     rank,
     selected_ids,
 )
-from instructdiff_ray.selection.requirements import required_scores
+from instructdiff_ray.selection.requirements import guards_to_show, required_scores
 from instructdiff_ray.selection.select import SELECTED
 from instructdiff_ray.training.calibrate import calibrate, calibrated_model, model_artifact
 
@@ -192,8 +192,8 @@ def select_samples(context: RunContext, pool: Pool, scores: Mapping[str, ScoreTa
         if not pc.any(pc.equal(ranking.fates, SELECTED)).as_py():
             raise UserError(
                 f"strategy={config.strategy} selects nothing: every candidate is excluded,"
-                " by the strategy's own rule (docs/strategies.md) or by select.exclude_warmup"
-                " or select.exclude_mismatched"
+                " by the strategy's own rule (docs/strategies.md), select.exclude_warmup or"
+                " select.guard"
             )
         stage.add(ranking.table.num_rows)
     return ranking
@@ -202,7 +202,7 @@ def select_samples(context: RunContext, pool: Pool, scores: Mapping[str, ScoreTa
 def _ranking_inputs(context: RunContext, pool: Pool) -> RankingInputs:
     config, strategy = context.config, context.strategy
     warmup = None
-    if strategy.calibrates and config.excludes("warmup"):
+    if strategy.calibrates and config.excludes_warmup():
         warmup = np.array(draw_warmup(context, pool), dtype="S")
     inputs = RankingInputs(
         strategy,
@@ -211,6 +211,7 @@ def _ranking_inputs(context: RunContext, pool: Pool) -> RankingInputs:
         config.seed,
         context.baseline_models.weights,
         warmup,
+        guards=guards_to_show(config),
     )
     if strategy.order is None:
         return inputs

@@ -18,7 +18,7 @@ from instructdiff_ray.config.selection import SelectConfig
 from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.pool.sampling import floor_share
-from instructdiff_ray.selection.strategies import check_strategy
+from instructdiff_ray.selection.requirements import check_strategy
 
 NAN, INF = math.nan, math.inf
 IMPOSSIBLE: list[tuple[Callable[..., Any], str, str, list[Any]]] = [

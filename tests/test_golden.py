@@ -21,7 +21,8 @@ from tests.test_jobs import run_job
 
 GOLDEN = Path(__file__).with_name("golden.json")
 ROWS = 1000
-RUNS = {
+# Algorithm 1 to the letter, and its ablations.
+PLAIN = {
     "instructdiff": [],
     "token budget": ["select.budget=tokens", "select.ratio=0.2"],
     "middle": ["select.entropy=middle"],
@@ -29,13 +30,19 @@ RUNS = {
     "filtered by PPL": ["select.filter=ppl"],
     "unfiltered": ["select.reject_ratio=0"],
     "without warm-up": ["select.exclude_warmup=true"],
-    "without mismatched": ["select.exclude_mismatched=true"],
     "own ratios": ["+domains.math.select.ratio=0.3", "+domains.code.select.reject_ratio=0.2"],
     **{
         name: [f"strategy={name}"]
         for name in ("random", "ppl_mid", "entropy_max", "response_length", "instruction_length")
         + ("length_ratio_min", "ifd", "zip", "zip_unique")
     },
+}
+RUNS = {
+    **{name: ["select.guard=none", *options] for name, options in PLAIN.items()},
+    "guarded": [],
+    "without mismatched": ["select.guard=mismatched"],
+    "all guards": ["select.guard=[mismatched,complete,typical]"],
+    "guarded ifd": ["strategy=ifd", "select.guard=[typical,mismatched]"],
 }
 
 
@@ -56,8 +63,8 @@ def manifest_of(folder: Path) -> dict[str, Any]:
 
 
 def write_scores(storage: Path) -> None:
-    """Pieces of made-up scores for both models, and for the responses alone, where scorers would
-    leave them: under the key of all that determines a score."""
+    """Pieces of made-up scores for both models, for the responses alone and for their ends, where
+    scorers would leave them: under the key of all that determines a score."""
     pool, model = (manifest_of(storage / kind) for kind in ("pool", "models"))
     base, rendering = model["inputs"]["base"], model["inputs"]["rendering"]
     alone = {
@@ -71,6 +78,7 @@ def write_scores(storage: Path) -> None:
         ("base", base, rendering),
         ("calibrated", calibrated, rendering),
         ("alone", base, alone),
+        ("ending", calibrated, {**rendering, "form": "ending"}),
     ):
         inputs = {"version": 2, "model": identity, "precision": "fp32", "rendering": encoding}
         folder = storage / "pieces" / key_of(inputs)

@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.demo.pool import write_pool
 from instructdiff_ray.models.model import Model
-from instructdiff_ray.selection.strategies import check_strategy
+from instructdiff_ray.selection.requirements import check_strategy
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from instructdiff_ray.config.cluster import ClusterConfig
 from instructdiff_ray.config.data import DataConfig, ModelConfig, TemplateConfig
-from instructdiff_ray.config.selection import BaselineConfig, SelectConfig
+from instructdiff_ray.config.selection import GUARDS, BaselineConfig, SelectConfig
 from instructdiff_ray.config.training import CalibrateConfig, EvaluateConfig, FinetuneConfig
 from instructdiff_ray.errors import UserError, require
 
@@ -72,10 +72,17 @@ class Config:
             domain for domain, settings in self.domains.items() if name in settings.get(part, {})
         }
 
-    def excludes(self, what: str) -> bool:
-        """Whether samples of any domain are excluded for being `warmup` or `mismatched`."""
-        configs = [self.select, *(self.select_of(name) for name in self.domains)]
-        return any(getattr(config, f"exclude_{what}") for config in configs)
+    def excludes_warmup(self) -> bool:
+        """Whether any domain selects nothing of the warm-up subset."""
+        return any(config.exclude_warmup for config in self._all_select())
+
+    def guards(self) -> tuple[str, ...]:
+        """The guards of all domains, in the order of GUARDS."""
+        wanted = {name for config in self._all_select() for name in config.guards}
+        return tuple(name for name in GUARDS if name in wanted)
+
+    def _all_select(self) -> list[SelectConfig]:
+        return [self.select, *(self.select_of(name) for name in self.domains)]
 
     def calibrate_of(self, domain: str) -> CalibrateConfig:
         """How this domain's own model is calibrated, and the share of the warm-up subset in it."""

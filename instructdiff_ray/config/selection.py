@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from instructdiff_ray.errors import require
+
+# In the order in which they look at a sample; selection/guards.py says what each looks for.
+GUARDS = ("typical", "complete", "mismatched")
+NO_GUARD = "none"
 
 
 @dataclass
@@ -21,8 +26,8 @@ class SelectConfig:
     filter: what is cut at both ends: `nll` (ΔNLL, the method) or `ppl` (ΔPPL).
     exclude_warmup: select no sample that the first calibrated model was trained on; a baseline has
         none.
-    exclude_mismatched: select no sample whose response is no likelier with its prompt than without
-        (IFD ≥ 1); costs one more pass of the base model.
+    guard: samples that are never selected, whatever their ΔH: a name of GUARDS or a list of them;
+        `none` is Algorithm 1 to the letter.
     """
 
     ratio: float = 0.1
@@ -33,7 +38,7 @@ class SelectConfig:
     entropy: str = "lowest"
     filter: str = "nll"
     exclude_warmup: bool = False
-    exclude_mismatched: bool = False
+    guard: Any = "typical"
 
     def __post_init__(self) -> None:
         require(0 < self.ratio <= 1, f"select.ratio={self.ratio} must be in (0, 1]")
@@ -41,13 +46,23 @@ class SelectConfig:
             0 <= self.reject_ratio < 0.5,
             f"select.reject_ratio={self.reject_ratio} must be in [0, 0.5)",
         )
-        for name, known in (
+        for name, choices in (
             ("budget", ("samples", "tokens")),
             ("entropy", ("lowest", "middle", "highest")),
             ("filter", ("nll", "ppl")),
         ):
             value = getattr(self, name)
-            require(value in known, f"select.{name}={value} is not known; use {' or '.join(known)}")
+            known = " or ".join(choices)
+            require(value in choices, f"select.{name}={value} is not known; use {known}")
+        named = [self.guard] if isinstance(self.guard, str) else self.guard
+        known = " or ".join(GUARDS)
+        require(
+            self.guard == NO_GUARD
+            or isinstance(named, list | tuple)
+            and bool(named)
+            and all(g in GUARDS for g in named),
+            f"select.guard={self.guard} is not known; use {known}, a list of them, or {NO_GUARD}",
+        )
         low, high = self.min_samples, self.max_samples
         require(low is None or low >= 1, f"select.min_samples={low} must be 1 or more")
         require(high is None or high >= 1, f"select.max_samples={high} must be 1 or more")
@@ -55,6 +70,12 @@ class SelectConfig:
             low is None or high is None or low <= high,
             f"select.min_samples={low} is more than select.max_samples={high}",
         )
+
+    @property
+    def guards(self) -> tuple[str, ...]:
+        """The guards in force, in the order of GUARDS."""
+        named = self.guard if isinstance(self.guard, list) else [self.guard]
+        return tuple(name for name in GUARDS if name in named)
 
     def check_room(self, where: str = "") -> None:
         """Raises UserError where the filter, if there is one, leaves less than the ratio; `where`

@@ -37,8 +37,8 @@ class EncoderSpec:
     model: whose tokenizer it is.
     max_length: in tokens.
     truncate: cut a longer sample off instead of rejecting it.
-    form: of the sample: `whole`, `response` (its response alone), or `rating` (the question for its
-        rating, with this `wording`).
+    form: of the sample: `whole`, `response` (its response alone), `ending` (whole, and nothing
+        scored but its end), or `rating` (the question for its rating, with this `wording`).
     """
 
     model: Model
@@ -80,6 +80,10 @@ class EncoderSpec:
         """The response without its prompt."""
         return replace(self, form="response")
 
+    def ending(self) -> EncoderSpec:
+        """The whole sample, of which the end behind the response is scored."""
+        return replace(self, form="ending")
+
     @classmethod
     def for_rating(cls, model: Model, wording: int) -> EncoderSpec:
         """The question for a rating; it is cut nowhere, for its end is where the model answers."""
@@ -99,7 +103,7 @@ class EncoderSpec:
             )
 
     def encoder(self) -> Encoder:
-        """Of whole samples or responses; loaded once a process, for Ray makes a new task object for
+        """Of all forms but ratings; loaded once a process, for Ray makes a new task object for
         every block."""
         return _encoder(self)
 
@@ -121,7 +125,7 @@ def _encoder(spec: EncoderSpec) -> Encoder:
         spec.template,
         spec.max_length,
         spec.truncate,
-        spec.form == "response",
+        spec.form,
     )
 
 

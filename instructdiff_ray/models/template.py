@@ -68,7 +68,8 @@ def render_responses(parts: Sequence[Part], template: TemplateConfig) -> Rendere
 class Encoder:
     """Encodes batches of samples for one tokenizer, template and maximum length.
 
-    alone: their responses alone.
+    form: `whole`; `response`, their responses alone; or `ending`, of which nothing is scored but
+        the end that the model learns behind the last response.
     """
 
     def __init__(
@@ -77,13 +78,13 @@ class Encoder:
         template: TemplateConfig,
         max_length: int,
         truncate: bool,
-        alone: bool = False,
+        form: str = "whole",
     ) -> None:
         self.tokenizer = tokenizer
         self.template = template
         self.max_length = max_length
         self.truncate = truncate
-        self.alone = alone
+        self.form = form
 
     def encode(self, samples: Sequence[Sequence[Part]]) -> list[Encoded | Reject]:
         """Each sample encoded, or why it can't be, in the order given."""
@@ -99,7 +100,7 @@ class Encoder:
         # A chat template writes its own special tokens; a plain prompt takes the tokenizer's.
         tokens = self.tokenizer(
             texts,
-            add_special_tokens=self.alone or not self.template.chat,
+            add_special_tokens=self.form == "response" or not self.template.chat,
             return_offsets_mapping=True,
             return_attention_mask=False,
             return_token_type_ids=False,
@@ -122,7 +123,7 @@ class Encoder:
         return [len(ids) for ids in tokens["input_ids"]]
 
     def _render(self, parts: Sequence[Part]) -> Rendered:
-        if self.alone:
+        if self.form == "response":
             return render_responses(self._cut(parts), self.template)
         return render(parts, self.template, self.tokenizer)
 
@@ -171,7 +172,19 @@ class Encoder:
         if not any(response):
             cut = f" within the first {self.max_length} tokens" if length > kept else ""
             return Reject("no_response_tokens", f"no token of a response{cut}")
-        return Encoded(input_ids[:kept], response, closing, length > kept)
+        encoded = Encoded(input_ids[:kept], response, closing, length > kept)
+        return self._ending(encoded) if self.form == "ending" else encoded
+
+    def _ending(self, encoded: Encoded) -> Encoded | Reject:
+        eos, chat = self.tokenizer.eos_token_id, self.template.chat
+        input_ids = training_example(encoded, eos, chat, self.max_length)["input_ids"]
+        appended = range(len(encoded.input_ids), len(input_ids))
+        closing = [place for place, closes in enumerate(encoded.closing) if closes]
+        ends = closing if chat and not encoded.truncated else appended
+        if not ends:
+            return Reject("no_ending", "cut off, or no token stands for the end of a response")
+        response = [place == ends[-1] for place in range(len(input_ids))]
+        return Encoded(input_ids, response, [False] * len(input_ids), False)
 
 
 def training_example(

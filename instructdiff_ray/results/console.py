@@ -21,6 +21,8 @@ def show_result(context: RunContext, summary: Mapping[str, Any]) -> None:
 def result_table(summary: Mapping[str, Any], folder: Folder) -> str:
     """Counts, quantiles by domain, time and speed, and where the outputs are."""
     blocks = [_counts(summary), _domains(summary["domains"]), _cost(summary)]
+    if warnings := summary["warnings"]:
+        blocks.append("\n".join(f"warning     {warning['message']}" for warning in warnings))
     names = ("selected.jsonl", "ranking.parquet", "rejects.jsonl", "report/index.html")
     paths = "\n".join(f"  {join(folder.path, name)}" for name in (*names, "summary.json"))
     if models := summary["calibrated_model"]:
@@ -78,7 +80,8 @@ def _counts(summary: Mapping[str, Any]) -> str:
             ("in band", counts["in_band"], "learnable"),
         ]
     if "excluded" in counts:
-        rows.append(("excluded", counts["excluded"], "never to be selected"))
+        excluded = (f"{name} {count:,}" for name, count in counts["excluded_by"].items())
+        rows.append(("excluded", counts["excluded"], f"by {', '.join(excluded)}"))
     rows.append(("selected", counts["selected"], f"by strategy {strategy}"))
     return "\n".join(f"{name:<12}{count:>12,}  {note}".rstrip() for name, count, note in rows)
 

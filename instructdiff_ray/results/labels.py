@@ -2,3 +2,5 @@
 
 LABELS = {"delta_nll": "ΔNLL", "delta_entropy": "ΔH", "value": "value"}
 UNITS = {"delta_nll": " (nats per token)", "delta_entropy": " (nats per token)", "value": ""}
+# What guards look at, higher is worse.
+GUARD_LABELS = {"surprise": "surprise", "ending_nll": "NLL of the end", "ifd": "IFD"}

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,12 +21,13 @@ from instructdiff_ray.context import RunContext
 from instructdiff_ray.pipeline import Round
 from instructdiff_ray.pool.dataset import pool_rows
 from instructdiff_ray.pool.pool import REJECTS, reject_row
-from instructdiff_ray.results.labels import LABELS
+from instructdiff_ray.results.labels import GUARD_LABELS, LABELS
 from instructdiff_ray.results.report import Example, render_report
 from instructdiff_ray.results.summary import SUMMARY, summarize
 from instructdiff_ray.sample import Reject
+from instructdiff_ray.selection.guards import GUARDS
 from instructdiff_ray.selection.ranking import Ranking, selected_ids
-from instructdiff_ray.selection.select import ABOVE, BELOW, NOT_TOP, SELECTED
+from instructdiff_ray.selection.select import ABOVE, BELOW, EXCLUDED, NOT_TOP, SELECTED
 from instructdiff_ray.storage.filesystem import Folder, open_filesystem
 
 EXAMPLES_EACH = 4
@@ -155,26 +156,36 @@ def _json_line(row: dict[str, Any]) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
 
-def _headings(ranking: Ranking) -> dict[str, tuple[str, str, str]]:
-    """Heading of the examples in the report → fate, column to sort by, order."""
+def _headings(ranking: Ranking) -> Iterator[tuple[str, str, str, str]]:
+    """Headings of the examples in the report: text, fate, column to sort by, order."""
+    up, down = "ascending", "descending"
     if not ranking.inputs.strategy.calibrates:
-        highest = ranking.inputs.strategy.end == "highest"
-        first, last = ("descending", "ascending") if highest else ("ascending", "descending")
-        return {"Selected": (SELECTED, "value", first), "Not selected": (NOT_TOP, "value", last)}
-    return {
-        "Selected: lowest ΔH in the band": (SELECTED, "delta_entropy", "ascending"),
-        "Left in the band: highest ΔH": (NOT_TOP, "delta_entropy", "descending"),
-        "Below the band: lowest ΔNLL": (BELOW, "delta_nll", "ascending"),
-        "Above the band: highest ΔNLL": (ABOVE, "delta_nll", "descending"),
-    }
+        first, last = (down, up) if ranking.inputs.strategy.end == "highest" else (up, down)
+        yield "Selected", SELECTED, "value", first
+        yield "Selected: drawn at random", SELECTED, "draw", up
+        yield "Not selected", NOT_TOP, "value", last
+        return
+    yield "Selected: lowest ΔH", SELECTED, "delta_entropy", up
+    yield "Selected: drawn at random", SELECTED, "draw", up
+    for name in ranking.inputs.guards:
+        measure = GUARDS[name].measure
+        yield f"Selected: highest {GUARD_LABELS[measure]}", SELECTED, measure, down
+        yield f"Excluded: highest {GUARD_LABELS[measure]}", EXCLUDED, measure, down
+    yield "Left in the band: highest ΔH", NOT_TOP, "delta_entropy", down
+    yield "Below the band: lowest ΔNLL", BELOW, "delta_nll", up
+    yield "Above the band: highest ΔNLL", ABOVE, "delta_nll", down
 
 
 def _examples(ranking: Ranking) -> dict[str, list[int]]:
     """Places in the ranking of the rows to show under each heading."""
-    table = ranking.table.append_column("place", pa.array(np.arange(ranking.table.num_rows)))
+    count = ranking.table.num_rows
+    draw = np.random.default_rng(ranking.inputs.seed).random(count)
+    table = ranking.table.append_column("place", pa.array(np.arange(count)))
+    table = table.append_column("draw", pa.array(draw))
     places = {}
-    for heading, (fate, column, order) in _headings(ranking).items():
+    for heading, fate, column, order in _headings(ranking):
         rows = table.filter(pc.equal(table["fate"], fate)).select([column, "place"])
+        rows = rows.filter(pc.is_finite(rows[column]))
         keys = [(column, order), ("place", "ascending")]
         first = pc.select_k_unstable(rows, EXAMPLES_EACH, sort_keys=keys)
         places[heading] = rows.take(first)["place"].to_pylist()
@@ -182,11 +193,12 @@ def _examples(ranking: Ranking) -> dict[str, list[int]]:
 
 
 def _example(row: dict[str, Any], measures: Sequence[str], parts: list[dict[str, str]]) -> Example:
+    shown = {name: label for name, label in LABELS.items() if name in measures} | GUARD_LABELS
     return Example(
         sample_id=row["sample_id"],
         domain=row["domain"],
-        fate=row["fate"],
-        measures={label: row[name] for name, label in LABELS.items() if name in measures},
+        fate=f"excluded by {row['excluded_by']}" if row["excluded_by"] else row["fate"],
+        measures={label: row[name] for name, label in shown.items() if name in row},
         prompt=_text(part["text"] for part in parts[:-1]),
         response=parts[-1]["text"],
     )

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from instructdiff_ray.context import RunContext
 from instructdiff_ray.models.model import ModelByDomain, models_by_domain
 from instructdiff_ray.pipeline import Round
+from instructdiff_ray.results.warnings import find_warnings
 from instructdiff_ray.scoring.spec import ScoreTable
-from instructdiff_ray.selection.counts import by_domain, fate_counts, scored_counts, token_counts
+from instructdiff_ray.selection.counts import (
+    by_domain,
+    fate_counts,
+    guard_counts,
+    scored_counts,
+    token_counts,
+)
 
 SUMMARY = "summary.json"
 
@@ -17,19 +25,23 @@ SUMMARY = "summary.json"
 def summarize(context: RunContext, result: Round) -> dict[str, Any]:
     """The content of `summary.json`; seconds and forward passes are those of the command so far."""
     stats, ranking = context.stats, result.ranking
+    counts = {
+        **ranking.pool.counts,
+        **scored_counts(ranking),
+        "warmup": result.warmup,
+        **fate_counts(ranking),
+        **token_counts(ranking),
+    }
+    guards = guard_counts(ranking)
     scoring_s = context.progress.seconds.get("score", 0.0) if stats.tokens else 0.0
     paths = model_paths(result.calibrated)
     return {
         "strategy": context.config.strategy,
         "round": result.number,
         "rounds": context.config.rounds,
-        "counts": {
-            **ranking.pool.counts,
-            **scored_counts(ranking),
-            "warmup": result.warmup,
-            **fate_counts(ranking),
-            **token_counts(ranking),
-        },
+        "counts": counts,
+        "guards": guards,
+        "warnings": [asdict(warning) for warning in find_warnings(ranking, counts, guards)],
         "base_model": context.base.path,
         "calibrated_model": paths.get("") or paths or None,
         "scoring": {

@@ -9,24 +9,52 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from instructdiff_ray.selection.guards import GUARDS
 from instructdiff_ray.selection.ranking import Ranking
 from instructdiff_ray.selection.select import ABOVE, BELOW, EXCLUDED, NOT_TOP, SELECTED
 
 QUANTILES = (5, 25, 50, 75, 95)
 
 
-def fate_counts(ranking: Ranking) -> dict[str, int]:
+def fate_counts(ranking: Ranking) -> dict[str, Any]:
     """Samples below, above and in the learnable band, and selected; of a baseline all are in it."""
-    counted = Counter(
-        {v["values"]: v["counts"] for v in pc.value_counts(ranking.fates).to_pylist()}
-    )
+    counted = _counted(ranking.fates)
+    reasons = _counted(ranking.table["excluded_by"].combine_chunks())
+    excluded: dict[str, Any] = {
+        "excluded": counted[EXCLUDED],
+        "excluded_by": dict(sorted(reasons.items())),
+    }
     return {
         "below_band": counted[BELOW],
         "above_band": counted[ABOVE],
         "in_band": counted[NOT_TOP] + counted[SELECTED] + counted[EXCLUDED],
-        **({"excluded": counted[EXCLUDED]} if counted[EXCLUDED] else {}),
+        **(excluded if counted[EXCLUDED] else {}),
         "selected": counted[SELECTED],
     }
+
+
+def _counted(column: pa.Array) -> Counter[str]:
+    """How often each value stands in a column; nulls are not counted."""
+    counts = pc.value_counts(column.drop_null()).to_pylist()
+    return Counter({count["values"]: count["counts"] for count in counts})
+
+
+def guard_counts(ranking: Ranking) -> dict[str, dict[str, Any]]:
+    """For each guard: its limits by domain, None where a domain has none, and the selected samples
+    above them where it is not in force."""
+    table = ranking.table
+    domain = table["domain"].combine_chunks()
+    selected = pc.equal(ranking.fates, SELECTED).to_numpy(zero_copy_only=False)
+    counts = {}
+    for name in ranking.inputs.guards:
+        by_domain = {key: limits[name] for key, limits in ranking.limits.items()}
+        limits = np.array([by_domain.get(key, np.inf) for key in domain.dictionary.to_pylist()])
+        above = table[GUARDS[name].measure].to_numpy() > limits[domain.indices.to_numpy()]
+        counts[name] = {
+            "limits": {key: x if np.isfinite(x) else None for key, x in by_domain.items()},
+            "selected_above_limit": int((above & selected).sum()),
+        }
+    return counts
 
 
 def token_counts(ranking: Ranking) -> dict[str, int]:

@@ -15,6 +15,7 @@ from instructdiff_ray.models.encoding import LIKELIHOOD
 from instructdiff_ray.pool.partition import among, id_array
 from instructdiff_ray.pool.pool import Pool
 from instructdiff_ray.scoring.spec import ScoreTable
+from instructdiff_ray.selection.guards import GUARDS
 from instructdiff_ray.selection.select import (
     EXCLUDED,
     FATES,
@@ -24,7 +25,6 @@ from instructdiff_ray.selection.select import (
     take_within_budget,
 )
 from instructdiff_ray.selection.strategies import (
-    ALONE,
     BASE,
     CALIBRATED,
     Strategy,
@@ -32,10 +32,10 @@ from instructdiff_ray.selection.strategies import (
     delta_entropy,
     delta_nll,
     delta_ppl,
-    ifd,
 )
 
-# The columns of `ranking.parquet`; null where the strategy does without. A baseline has one more.
+# The columns of `ranking.parquet`; null where the strategy does without. A baseline has one more,
+# and so has each guard whose values were computed.
 RANKING = pa.schema(
     [
         ("sample_id", pa.string()),
@@ -48,9 +48,13 @@ RANKING = pa.schema(
         ("delta_nll", pa.float64()),
         ("delta_entropy", pa.float64()),
         ("fate", pa.string()),
+        ("excluded_by", pa.string()),
     ]
 )
 VALUE = pa.field("value", pa.float64())
+# What excludes a sample: the strategy's own rule, an option, or a guard.
+STRATEGY, WARMUP = "strategy", "warmup"
+EXCLUDED_BY = (STRATEGY, WARMUP, *GUARDS)
 REJECTED = pa.schema([("sample_id", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
 
 
@@ -61,6 +65,7 @@ class RankingInputs:
     select: a domain's name → its configuration; filter: as in SelectConfig, of all domains.
     seed, weights, order: as in StrategyBatch.
     warmup: sorted ids of the warm-up subset, where some domain excludes it.
+    guards: those whose values are wanted; the domains' configurations say which of them exclude.
     """
 
     strategy: Strategy
@@ -70,6 +75,7 @@ class RankingInputs:
     weights: Sequence[float] = (1.0,)
     warmup: np.ndarray | None = None
     order: Mapping[str, int] = field(default_factory=dict)
+    guards: tuple[str, ...] = ()
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -81,9 +87,10 @@ class RankingInputs:
 class Ranking:
     """A ranked pool.
 
-    table: domain, response_tokens, `inputs.measures` and fate of each sample that has scores, in
-        the order of sample_id: all that the driver holds of it.
+    table: domain, response_tokens, `inputs.measures`, the guards' values, fate and excluded_by of
+        each sample that has scores, in the order of sample_id: all that the driver holds of it.
     rejected: rows of REJECTED, the samples that could not be scored.
+    limits: domain → guard → the value above which it excludes.
     """
 
     pool: Pool
@@ -91,11 +98,14 @@ class Ranking:
     inputs: RankingInputs
     table: pa.Table
     rejected: pa.Table
+    limits: Mapping[str, Mapping[str, float]]
 
     @property
     def schema(self) -> pa.Schema:
         """Of `ranking.parquet`."""
-        return RANKING if self.inputs.strategy.calibrates else RANKING.append(VALUE)
+        measures = [pa.field(GUARDS[name].measure, pa.float64()) for name in self.inputs.guards]
+        value = [] if self.inputs.strategy.calibrates else [VALUE]
+        return pa.schema([*RANKING, *measures, *value])
 
     @property
     def fates(self) -> pa.Array:
@@ -125,7 +135,7 @@ class Ranking:
 def rank(pool: Pool, scores: Mapping[str, ScoreTable], inputs: RankingInputs) -> Ranking:
     """Filter and rank the pool.
 
-    scores: by name, all that the strategy needs, and ALONE where mismatched pairs are excluded.
+    scores: by name, all that the strategy and the guards need.
     Raises UserError where no sample has scores.
     """
     domains: dict[str, int] = {}
@@ -135,6 +145,8 @@ def rank(pool: Pool, scores: Mapping[str, ScoreTable], inputs: RankingInputs) ->
     filter_values = None
     if inputs.strategy.calibrates:
         filter_values = columns.get("filter_value", columns["delta_nll"])
+    configs = [inputs.select(name) for name in domains]
+    limits = _exclude_guarded(columns, inputs.guards, configs)
     candidates = Candidates(
         columns["domain"],
         columns["response_tokens"],
@@ -142,19 +154,23 @@ def rank(pool: Pool, scores: Mapping[str, ScoreTable], inputs: RankingInputs) ->
         filter_values,
         columns["decided"],
     )
-    configs = [inputs.select(name) for name in domains]
     fates = select(candidates, inputs.strategy.end, configs)
+    excluded = fates == FATES.index(EXCLUDED)
     table = pa.table(
         {
             "domain": pa.DictionaryArray.from_arrays(columns["domain"], list(domains)),
             "response_tokens": columns["response_tokens"],
             **{name: columns[name] for name in inputs.measures},
+            **{measure: columns[measure] for measure in _guard_measures(inputs)},
             "fate": pa.DictionaryArray.from_arrays(fates, list(FATES)),
+            "excluded_by": pa.DictionaryArray.from_arrays(
+                pa.array(columns["excluded_by"], mask=~excluded), list(EXCLUDED_BY)
+            ),
         }
     )
     complete = table.num_rows == len(pool)
     rejected = REJECTED.empty_table() if complete else _rejected(pool, scores, inputs)
-    return Ranking(pool, scores, inputs, table, rejected)
+    return Ranking(pool, scores, inputs, table, rejected, dict(zip(domains, limits, strict=True)))
 
 
 def order_within_budgets(
@@ -206,12 +222,19 @@ def _batch_columns(
 ) -> dict[str, np.ndarray]:
     numbers, values = _domain_numbers(batch.index, domains), _values(batch, inputs)
     configs = [inputs.select(name) for name in domains]
+    decided, excluded_by = _decided(batch, values[inputs.measures[-1]], inputs, configs, numbers)
     return {
         "domain": numbers,
         "response_tokens": batch.index["response_tokens"].to_numpy(),
         **values,
-        "decided": _decided(batch, values[inputs.measures[-1]], inputs, configs, numbers),
+        **{GUARDS[name].measure: GUARDS[name].value(batch) for name in inputs.guards},
+        "decided": decided,
+        "excluded_by": excluded_by,
     }
+
+
+def _guard_measures(inputs: RankingInputs) -> list[str]:
+    return [GUARDS[name].measure for name in inputs.guards]
 
 
 def _domain_numbers(index: pa.Table, domains: dict[str, int]) -> np.ndarray:
@@ -244,22 +267,41 @@ def _decided(
     inputs: RankingInputs,
     configs: Sequence[SelectConfig],
     domains: np.ndarray,
-) -> np.ndarray:
-    """The fates of samples that are never selected, by an option or the strategy's own rule; −1 for
-    all others."""
-    decided = np.full(len(domains), -1, np.int8)
+) -> tuple[np.ndarray, np.ndarray]:
+    """The fates of samples that are never selected, and what excludes them, as numbers in FATES and
+    EXCLUDED_BY: by the strategy's own rule or as part of the warm-up subset; −1 for all others."""
+    decided, excluded_by = (np.full(len(domains), -1, np.int8) for _ in range(2))
     if inputs.strategy.below is not None:
-        decided[~(values < inputs.strategy.below)] = FATES.index(inputs.strategy.never_selected)
+        never = ~(values < inputs.strategy.below)
+        decided[never] = FATES.index(inputs.strategy.never_selected)
+        excluded_by[never] = EXCLUDED_BY.index(STRATEGY)
     if inputs.warmup is not None:
         wanted = np.array([config.exclude_warmup for config in configs], bool)[domains]
-        in_warmup = among(id_array(batch.index), inputs.warmup)
-        decided[wanted & in_warmup] = FATES.index(EXCLUDED)
-    wanted = np.array([config.exclude_mismatched for config in configs], bool)[domains]
-    if wanted.any():
-        # A response that can't be scored alone stays: nothing is known against it.
-        unknown = batch.scores[ALONE]["reason"].is_valid().to_numpy()
-        decided[wanted & ~unknown & (ifd(batch) >= 1)] = FATES.index(EXCLUDED)
-    return decided
+        in_warmup = wanted & among(id_array(batch.index), inputs.warmup)
+        decided[in_warmup] = FATES.index(EXCLUDED)
+        excluded_by[in_warmup] = EXCLUDED_BY.index(WARMUP)
+    return decided, excluded_by
+
+
+def _exclude_guarded(
+    columns: dict[str, np.ndarray], guards: Sequence[str], configs: Sequence[SelectConfig]
+) -> list[dict[str, float]]:
+    """Marks in `decided` and `excluded_by` what each domain's guards exclude; gives the limits of
+    all guards by domain number."""
+    limits: list[dict[str, float]] = []
+    for domain, config in enumerate(configs):
+        rows = np.flatnonzero(columns["domain"] == domain)
+        limits.append({})
+        for name in guards:
+            values = columns[GUARDS[name].measure][rows]
+            limit = GUARDS[name].limit(values[~np.isnan(values)])
+            limits[domain][name] = limit
+            if name in config.guards:
+                # Of several reasons the first is kept; what is not known is not above a limit.
+                guarded = rows[(values > limit) & (columns["decided"][rows] < 0)]
+                columns["decided"][guarded] = FATES.index(EXCLUDED)
+                columns["excluded_by"][guarded] = EXCLUDED_BY.index(name)
+    return limits
 
 
 def _batches(
@@ -288,9 +330,10 @@ def _complete(batch: StrategyBatch, inputs: RankingInputs) -> StrategyBatch:
 
 
 def _needed(batch: StrategyBatch, inputs: RankingInputs, column: str) -> list[pa.ChunkedArray]:
-    """A column of the scores that the strategy needs: not of ALONE, where only an option looks."""
-    optional = ALONE not in inputs.strategy.scores
-    return [t[column] for name, t in batch.scores.items() if not (optional and name == ALONE)]
+    """A column of the scores that the strategy needs: not of those at which only a guard looks."""
+    of_guards = {name for guard in GUARDS.values() for name in guard.scores}
+    optional = of_guards - {*inputs.strategy.scores}
+    return [table[column] for name, table in batch.scores.items() if name not in optional]
 
 
 def _rejected(pool: Pool, scores: Mapping[str, ScoreTable], inputs: RankingInputs) -> pa.Table:

@@ -1,4 +1,5 @@
-"""The scores that a strategy needs: which model reads the samples in which form."""
+"""What a strategy and the guards need: settings that go together, and which model reads the samples
+in which form."""
 
 from __future__ import annotations
 
@@ -7,13 +8,16 @@ from dataclasses import dataclass, replace
 
 from instructdiff_ray.config.data import TemplateConfig
 from instructdiff_ray.config.run import Config
+from instructdiff_ray.errors import require
 from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.model import Model, ModelByDomain, find_model
 from instructdiff_ray.scoring.spec import ScoreSpec
+from instructdiff_ray.selection.guards import GUARDS
 from instructdiff_ray.selection.strategies import (
     ALONE,
     BASE,
     CALIBRATED,
+    ENDING,
     SMALL,
     SMALL_ALONE,
     STRATEGIES,
@@ -34,6 +38,45 @@ class BaselineModels:
     small: Model | None = None
     raters: Sequence[Model] = ()
     weights: Sequence[float] = ()
+
+
+def check_strategy(config: Config) -> None:
+    """Raises UserError where the configured strategy is unknown, or can't do what is asked."""
+    name = config.strategy
+    require(name in STRATEGIES, f"strategy={name} is not known; use one of {', '.join(STRATEGIES)}")
+    strategy = STRATEGIES[name]
+    require(
+        config.rounds == 1 or strategy.calibrates,
+        f"rounds={config.rounds} makes no sense with strategy={name}, which calibrates no model;"
+        " use rounds=1",
+    )
+    if strategy.calibrates:  # other strategies have no filter
+        config.select.check_room()
+        for domain in config.domains:
+            config.select_of(domain).check_room(f"domains.{domain}: ")
+    require(
+        strategy.order is None or not (config.excludes_warmup() or guards_in_force(config)),
+        f"strategy={name} goes by the whole set and can exclude no sample from it; leave out"
+        " select.exclude_warmup, and all of select.guard that needs no calibrated model",
+    )
+
+
+def guards_in_force(config: Config) -> tuple[str, ...]:
+    """The guards of any domain, but those that need a calibrated model where the strategy has none:
+    a baseline is what its authors made it."""
+    calibrates = STRATEGIES[config.strategy].calibrates
+    return tuple(g for g in config.guards() if calibrates or not GUARDS[g].calibrates)
+
+
+def guards_to_show(config: Config) -> tuple[str, ...]:
+    """The guards in force, and those whose values cost no pass: a run says what it would have
+    excluded."""
+    strategy, in_force = STRATEGIES[config.strategy], guards_in_force(config)
+    return tuple(
+        name
+        for name, guard in GUARDS.items()
+        if name in in_force or strategy.calibrates and {*guard.scores} <= {*strategy.scores}
+    )
 
 
 def find_baseline_models(config: Config, base: Model) -> BaselineModels:
@@ -74,13 +117,14 @@ def required_scores(
     }
     if calibrated:
         specs[CALIBRATED] = ScoreSpec(CALIBRATED, calibrated, whole)
+        specs[ENDING] = ScoreSpec(ENDING, calibrated, whole.ending())
     if baseline_models.small:
         limit = min(SMALL_MAX_LENGTH, baseline_models.small.max_length or SMALL_MAX_LENGTH)
         encoding = EncoderSpec(baseline_models.small, TemplateConfig(), limit, truncate=True)
         specs[SMALL] = ScoreSpec(SMALL, baseline_models.small, encoding)
         specs[SMALL_ALONE] = ScoreSpec(SMALL_ALONE, baseline_models.small, encoding.alone())
-    guard = (BASE, ALONE) if config.excludes("mismatched") else ()
-    guard_only = [name for name in guard if name not in strategy.scores]
+    of_guards = dict.fromkeys(name for g in guards_in_force(config) for name in GUARDS[g].scores)
+    guard_only = [name for name in of_guards if name not in strategy.scores]
     ratings = [
         ScoreSpec(rating_scores(number, wording), rater, EncoderSpec.for_rating(rater, wording))
         for number, rater in enumerate(baseline_models.raters)

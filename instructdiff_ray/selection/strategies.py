@@ -10,6 +10,7 @@ of the pool at a time. Most depend on the sample alone; a strategy that looks at
 | base        | the base model                                                                 |
 | calibrated  | the calibrated model                                                           |
 | alone       | the base model, of the response without its prompt                             |
+| ending      | the calibrated model, of the end behind the response                           |
 | small       | `baseline.small_model`, prompt and response                                    |
 | small_alone | the same, of the response alone                                                |
 | rating-M-K  | the rating by model M of `baseline.rating_models` under wording K              |
@@ -23,13 +24,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from instructdiff_ray.config.run import Config
-from instructdiff_ray.errors import require
 from instructdiff_ray.pool.sampling import draw
 from instructdiff_ray.selection.select import EXCLUDED, NOT_TOP
 from instructdiff_ray.selection.zip_greedy import zip_order, zip_unique_order
 
-BASE, CALIBRATED, ALONE, SMALL, SMALL_ALONE = "base", "calibrated", "alone", "small", "small_alone"
+BASE, CALIBRATED, ALONE, ENDING = "base", "calibrated", "alone", "ending"
+SMALL, SMALL_ALONE = "small", "small_alone"
 # SelectIT's α: how much disagreement between wordings costs.
 DISAGREEMENT = 0.2
 WORDINGS = 5
@@ -93,27 +93,6 @@ class Strategy:
     @property
     def calibrates(self) -> bool:
         return CALIBRATED in self.scores
-
-
-def check_strategy(config: Config) -> None:
-    """Raises UserError where the configured strategy is unknown, or can't do what is asked."""
-    name = config.strategy
-    require(name in STRATEGIES, f"strategy={name} is not known; use one of {', '.join(STRATEGIES)}")
-    strategy = STRATEGIES[name]
-    require(
-        config.rounds == 1 or strategy.calibrates,
-        f"rounds={config.rounds} makes no sense with strategy={name}, which calibrates no model;"
-        " use rounds=1",
-    )
-    if strategy.calibrates:  # other strategies have no filter
-        config.select.check_room()
-        for domain in config.domains:
-            config.select_of(domain).check_room(f"domains.{domain}: ")
-    require(
-        strategy.order is None or not (config.excludes("warmup") or config.excludes("mismatched")),
-        f"strategy={name} goes by the whole set and can exclude no sample from it; leave out"
-        " select.exclude_warmup and select.exclude_mismatched",
-    )
 
 
 def delta_nll(batch: StrategyBatch) -> np.ndarray:

@@ -178,6 +178,34 @@ def test_a_sample_that_fills_the_maximum_gets_no_token_behind_it(model: Model) -
     assert len(training_example(encoded, eos, False, length + 1)["input_ids"]) == length + 1
 
 
+@pytest.mark.parametrize("template", [DIRECT, CHAT])
+def test_the_ending_is_what_training_teaches_behind_the_response(
+    model: Model, template: TemplateConfig
+) -> None:
+    tokenizer = model.load_tokenizer()
+    parts = PAIR if template is DIRECT else TALK
+    (whole,) = Encoder(tokenizer, template, 512, True).encode([parts])
+    (ending,) = Encoder(tokenizer, template, 512, True, "ending").encode([parts])
+    assert isinstance(whole, Encoded) and isinstance(ending, Encoded)
+    taught = training_example(whole, tokenizer.eos_token_id, template.chat, 512)
+    assert ending.input_ids == taught["input_ids"]
+    (place,) = [n for n, scored in enumerate(ending.response) if scored]
+    assert taught["labels"][place] == ending.input_ids[place]
+    assert ending.input_ids[place] == tokenizer.eos_token_id  # which its chat template writes too
+    assert not any(label != -100 for label in taught["labels"][place + 1 :])
+
+
+@pytest.mark.parametrize("template", [DIRECT, CHAT])
+def test_what_was_cut_off_has_no_ending(model: Model, template: TemplateConfig) -> None:
+    tokenizer = model.load_tokenizer()
+    parts = PAIR if template is DIRECT else TALK
+    (whole,) = Encoder(tokenizer, template, 512, True).encode([parts])
+    assert isinstance(whole, Encoded)
+    length = len(whole.input_ids) - 2
+    (ending,) = Encoder(tokenizer, template, length, True, "ending").encode([parts])
+    assert isinstance(ending, Reject) and ending.reason == "no_ending"
+
+
 def test_a_response_alone_is_cut_where_it_ends_in_the_whole(model: Model) -> None:
     tokenizer, template = model.load_tokenizer(), TemplateConfig(response_prompt="Answer: ")
     parts = [Part("instruction", "Count to ten."), Part("response", "one two three four five six")]
@@ -185,7 +213,7 @@ def test_a_response_alone_is_cut_where_it_ends_in_the_whole(model: Model) -> Non
     assert isinstance(full, Encoded)
     limit = len(full.input_ids) - 4
     (cut,) = Encoder(tokenizer, template, limit, True).encode([parts])
-    (alone,) = Encoder(tokenizer, template, limit, True, alone=True).encode([parts])
+    (alone,) = Encoder(tokenizer, template, limit, True, "response").encode([parts])
     assert isinstance(cut, Encoded) and isinstance(alone, Encoded)
 
     def scored(encoded: Encoded) -> str:

@@ -91,6 +91,7 @@ def summary_of(domains: dict[str, dict[str, Any]]) -> dict[str, Any]:
     scoring = {"tokens": 123456, "seconds": 61.0, "tokens_per_second": 2023.9}
     return {
         "counts": counts,
+        "warnings": [],
         "base_model": "/models/base",
         "calibrated_model": "/store/calibrated",
         "strategy": "instructdiff",
@@ -201,6 +202,7 @@ def test_page_is_inert_and_shows_hostile_text_as_it_is() -> None:
     summary = summary_of(domains)
     summary["counts"]["rejected"] = {reason: 7}
     summary |= {"keys": {heading: prompt}, "base_model": response, "seconds": {reason: 1.0}}
+    summary["warnings"] = [{"name": domain, "message": config}]
     shown = {heading: [example(prompt, response, sample_id=reason, domain=domain)]}
     page = render(summary, ranking_of(domains), config, shown)
     parsed = Page(page)
@@ -313,11 +315,12 @@ def test_a_baselines_page_has_its_value_and_nothing_of_a_calibrated_model() -> N
     del summary["domains"]["math"]["delta_nll"], summary["domains"]["math"]["delta_entropy"]
     summary["domains"]["math"]["value"] = quantiles(value)
     summary["counts"] |= {"excluded": 100, "in_band": 500, "below_band": 0, "above_band": 0}
+    summary["counts"]["excluded_by"] = {"mismatched": 60, "strategy": 40}
     summary |= {"strategy": "ppl_min", "calibrated_model": None}
     shown = example(measures={"value": 1.25})
     parsed = Page(render(summary, table, "", {"Selected": [shown]}))
     assert "Baseline: ppl_min" in parsed.text and "value 1.250" in parsed.text
-    assert ("Excluded", "100", "19.7 %", "") in parsed.rows
+    assert ("Excluded by mismatched, strategy", "100", "19.7 %", "") in parsed.rows
     assert "Not selected" in [row[0] for row in parsed.rows]
     for word in ("ΔH", "ΔNLL", "calibrated model", "None"):
         assert word not in parsed.text

@@ -164,18 +164,22 @@ def test_a_score_that_is_not_finite_is_an_error() -> None:
 
 @pytest.fixture
 def pool(tmp_path: Path) -> Pool:
-    """100 samples of two domains, of which only the index is there."""
-    rng = random.Random(0)
-    ids = sorted(f"{rng.getrandbits(128):032x}" for _ in range(100))
-    domains = pa.array(["a", "b"] * 50).dictionary_encode()
-    tokens = pa.array([3] * 100, pa.int32())
-    index = pa.table([ids, domains, tokens, tokens, tokens], names=INDEX.names).cast(INDEX)
-    folder = Folder(str(tmp_path))
-    with folder.open_table("index.parquet", INDEX) as write:
-        for start in (0, 60):
-            write(index.slice(start, 60))
-    counts = {"read": 103, "rejected": {"empty_response": 3}, "pool": 100, "truncated": 0}
-    return Pool(folder, "key", "digest", [], [], counts)
+    """100 samples of two domains."""
+    return make_pool(tmp_path, ["a", "b"] * 50, [3] * 100)
+
+
+def make_pool(folder: Path, domains: list[str], tokens: list[int], truncated: int = 0) -> Pool:
+    """A pool of which only the index is there, in two row groups; and three rejects."""
+    rng, count = random.Random(0), len(tokens)
+    ids = sorted(f"{rng.getrandbits(128):032x}" for _ in range(count))
+    columns = [ids, pa.array(domains).dictionary_encode(), *[pa.array(tokens, pa.int32())] * 3]
+    index = pa.table(columns, names=INDEX.names).cast(INDEX)
+    with Folder(str(folder)).open_table("index.parquet", INDEX) as write:
+        write(index.slice(0, 60))
+        write(index.slice(60))
+    counts = {"read": count + 3, "rejected": {"empty_response": 3}, "pool": count}
+    counts["truncated"] = truncated
+    return Pool(Folder(str(folder)), "key", "digest", [], [], counts)
 
 
 def written_scores(pool: Pool, name: str, columns: np.ndarray, lost: set[int]) -> ScoreTable:

@@ -38,8 +38,13 @@ from instructdiff_ray.scoring.dataflow import Tokenize, WriteShards
 from instructdiff_ray.scoring.plan import ScoreTarget
 from instructdiff_ray.scoring.spec import ScoreSpec, ScoreTable
 from instructdiff_ray.scoring.store import gather
+from instructdiff_ray.selection.guards import GUARDS
 from instructdiff_ray.selection.ranking import RankingInputs, rank
-from instructdiff_ray.selection.requirements import find_baseline_models, required_scores
+from instructdiff_ray.selection.requirements import (
+    find_baseline_models,
+    guards_to_show,
+    required_scores,
+)
 from instructdiff_ray.selection.strategies import STRATEGIES
 from instructdiff_ray.storage.artifacts import FinishedArtifact, Storage
 from tests.engine.test_metrics import plain_score
@@ -85,7 +90,8 @@ def scored(
     calibrated = replace(small, identity="calibrated")
     specs: dict[str, ScoreSpec] = {}
     for strategy in STRATEGIES:
-        chosen = replace(config, strategy=strategy)
+        all_guards = replace(config.select, guard=[*GUARDS])
+        chosen = replace(config, strategy=strategy, select=all_guards)
         others = find_baseline_models(chosen, model)
         required = required_scores(chosen, model, calibrated, others)
         specs.update({spec.name: spec for spec in required})
@@ -160,6 +166,20 @@ class Plain:
         ids, offsets = tokens["input_ids"][:limit], tokens["offset_mapping"][:limit]
         scored = [any(e > start and b < end for start, end in spans) for b, e in offsets]
         return plain_score(self.model, ids, scored)
+
+    def ending_nll(self, row: Row, prompt: Callable[[list[str]], str]) -> float:
+        """NLL of EOS behind the last response."""
+        text, asked = "", []
+        for kind, content in row.parts:
+            if kind == "system":
+                text += f"{content}\n\n"
+            elif kind != "response":
+                asked.append(content)
+            else:
+                text, asked = f"{text}{prompt(asked)}{content}\n\n", []
+        ids = self.tokenizer(text.removesuffix("\n\n"))["input_ids"]
+        ids.append(self.tokenizer.eos_token_id)
+        return plain_score(self.model, ids, [False] * (len(ids) - 1) + [True])[0]
 
     def rating(self, row: Row, wording: int) -> float:
         question = (
@@ -258,7 +278,12 @@ def ranked(scored: Scored, strategy: str, **changes: Any) -> pa.Table:
     required = required_scores(config, scored.models["base"], scored.models["calibrated"], others)
     scores = {spec.name: scored.scores[spec.name] for spec in required}
     inputs = RankingInputs(
-        STRATEGIES[strategy], config.select_of, config.select.filter, SEED, others.weights
+        STRATEGIES[strategy],
+        config.select_of,
+        config.select.filter,
+        SEED,
+        others.weights,
+        guards=guards_to_show(config),
     )
     return pa.concat_tables(rank(scored.pool, scores, inputs).rows())
 
@@ -297,17 +322,37 @@ def test_a_baseline_needs_no_other_scores_than_its_formula(scored: Scored) -> No
 
 def test_pairs_whose_prompt_does_not_help_are_excluded_where_asked(scored: Scored) -> None:
     plain, guarded = (
-        ranked(scored, "instructdiff", select=SelectConfig(0.5, 0.1, exclude_mismatched=wanted))
-        for wanted in (False, True)
+        ranked(scored, "instructdiff", select=SelectConfig(0.5, 0.1, guard=guard))
+        for guard in ("none", "mismatched")
     )
     ifd = plain_values(scored, "ifd")
     band = fate_ids(plain, "selected") | fate_ids(plain, "not_top")
     mismatched = {i for i in band if ifd[i] >= 1}
     assert mismatched and fate_ids(guarded, "excluded") == mismatched
+    reasons = {row["sample_id"]: row["excluded_by"] for row in guarded.to_pylist()}
+    assert {i for i, reason in reasons.items() if reason == "mismatched"} == mismatched
+    assert {*reasons.values()} == {"mismatched", None}
+    values = dict(zip(guarded["sample_id"].to_pylist(), guarded["ifd"].to_pylist(), strict=True))
+    assert values == pytest.approx(ifd, rel=1e-4)
     for fate in ("below_band", "above_band"):
         assert fate_ids(guarded, fate) == fate_ids(plain, fate)
     assert not fate_ids(guarded, "selected") & mismatched
     assert fate_ids(plain, "selected") - mismatched <= fate_ids(guarded, "selected")
+
+
+def test_guards_look_at_the_surprise_and_at_the_end(scored: Scored) -> None:
+    """Both against plain forward passes; the limits: test_guards.py."""
+    guards = SelectConfig(0.5, 0.1, guard=["complete", "typical"])
+    table = ranked(scored, "instructdiff", select=guards)
+    base, calibrated = Plain(scored.models["base"]), Plain(scored.models["calibrated"])
+    calibrated.tokenizer = base.tokenizer  # as of a model that was trained from the base model
+    rows = {row.sample_id: row for row in rows_of(scored.pool)}
+    for found in table.to_pylist()[:20]:
+        row = rows[found["sample_id"]]
+        nll, entropy = calibrated.likelihood(row, prompt)
+        surprise = base.likelihood(row, prompt)[0] + nll - entropy
+        assert found["surprise"] == pytest.approx(surprise, rel=1e-4)
+        assert found["ending_nll"] == pytest.approx(calibrated.ending_nll(row, prompt), rel=1e-4)
 
 
 def test_the_filter_may_cut_by_perplexity(scored: Scored) -> None:
@@ -366,9 +411,8 @@ def test_what_can_not_be_scored_alone_is_a_reject_of_that_strategy(
     assert ranking.table.num_rows == 1
     assert ranking.rejected["reason"].to_pylist() == ["no_response_tokens"]
     # Where only an option looks at it, the sample stays: nothing is known against it.
-    guarded = replace(
-        config, strategy="ppl_min", select=SelectConfig(1.0, 0, exclude_mismatched=True)
-    )
-    ranking = rank(pool, scores, RankingInputs(STRATEGIES["ppl_min"], guarded.select_of))
+    guarded = replace(config, strategy="ppl_min", select=SelectConfig(1.0, 0, guard="mismatched"))
+    inputs = RankingInputs(STRATEGIES["ppl_min"], guarded.select_of, guards=("mismatched",))
+    ranking = rank(pool, scores, inputs)
     assert ranking.table.num_rows == 2 and not ranking.rejected.num_rows
     assert np.isfinite(ranking.table["value"].to_numpy()).all()

@@ -1,0 +1,145 @@
+"""What a practitioner would warn of: a run may end well, and its selection be poor all the same.
+
+The thresholds stand above what the four clean pools of docs/evidence.md show, and in one table in
+docs/user-guide.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from instructdiff_ray.pool.sampling import floor_share
+from instructdiff_ray.selection.ranking import Ranking
+
+# Of the selection, and of the pool.
+ATYPICAL_SHARE, TRUNCATED_SHARE = 0.01, 0.03
+# Nats; less is what another seed of the same calibration changes.
+LEAST_CHANGE = 0.02
+CORRELATION = 0.8
+# Rows of which correlations are taken: a whole number of partitions, which are random samples.
+CORRELATION_ROWS = 20_000
+
+
+@dataclass(frozen=True)
+class RunWarning:
+    """name: what is wrong, in a word or two; value, threshold: the figure, and from where on it is
+    a warning; message: what it means and what to do."""
+
+    name: str
+    value: float
+    threshold: float
+    message: str
+
+
+def find_warnings(
+    ranking: Ranking, counts: Mapping[str, Any], guards: Mapping[str, Any]
+) -> list[RunWarning]:
+    """All that hold of a ranking. counts, guards: of `summary.json`."""
+    found = [*_of_pool(ranking, counts)]
+    if "typical" in guards:
+        found += _of_guard(guards["typical"]["selected_above_limit"], counts["selected"])
+    if ranking.inputs.strategy.calibrates:
+        found += [*_of_calibration(ranking), *_of_ranks(ranking)]
+    return found
+
+
+def _of_pool(ranking: Ranking, counts: Mapping[str, Any]) -> Iterator[RunWarning]:
+    truncated = counts["truncated"] / max(1, counts["pool"])
+    if truncated > TRUNCATED_SHARE:
+        yield RunWarning(
+            "truncated",
+            truncated,
+            TRUNCATED_SHARE,
+            f"{truncated:.1%} of the pool was cut off at calibrate.max_length, and is scored"
+            " without its end; raise it, or use data.over_long=reject",
+        )
+    domains = ranking.table["domain"].combine_chunks()
+    sizes = np.bincount(domains.indices.to_numpy(), minlength=len(domains.dictionary))
+    for name, size in zip(domains.dictionary.to_pylist(), sizes.tolist(), strict=True):
+        config = ranking.inputs.select(name)
+        if size and floor_share(config.ratio, size) < 1:
+            yield RunWarning(
+                "small domain",
+                size,
+                1 / config.ratio,
+                f"domain {name} has {size} samples, less than one for select.ratio={config.ratio};"
+                " one is selected all the same: name fewer domains, or raise its ratio",
+            )
+        cuts = ranking.inputs.strategy.calibrates and config.reject_ratio > 0
+        if size and cuts and floor_share(config.reject_ratio, size) < 1:
+            yield RunWarning(
+                "filter cuts nothing",
+                size,
+                1 / config.reject_ratio,
+                f"domain {name} has {size} samples, too few for select.reject_ratio="
+                f"{config.reject_ratio} to cut any; name fewer domains",
+            )
+
+
+def _of_guard(atypical: int, selected: int) -> Iterator[RunWarning]:
+    above = atypical / max(1, selected)
+    if above > ATYPICAL_SHARE:
+        yield RunWarning(
+            "atypical selection",
+            above,
+            ATYPICAL_SHARE,
+            f"{above:.1%} of the selected responses surprise both models as noise does; look at"
+            " them in the report, and use select.guard=typical",
+        )
+
+
+def _of_calibration(ranking: Ranking) -> Iterator[RunWarning]:
+    change = ranking.table["delta_nll"].to_numpy()
+    size, median = float(np.median(np.abs(change))), float(np.median(change))
+    if size < LEAST_CHANGE:
+        yield RunWarning(
+            "calibration changed nothing",
+            size,
+            LEAST_CHANGE,
+            f"half of the responses changed by less than {size:.3f} nats per token: the ranking is"
+            " noise; raise calibrate.learning_rate, epochs or ratio",
+        )
+    elif median > 0:
+        yield RunWarning(
+            "calibration did harm",
+            median,
+            0.0,
+            f"the calibrated model finds half of the pool at least {median:.2f} nats per token less"
+            " likely than the base model; lower calibrate.learning_rate or epochs",
+        )
+
+
+def _of_ranks(ranking: Ranking) -> Iterator[RunWarning]:
+    correlations = rank_correlations(ranking)
+    for column, name, advice in (
+        ("response_tokens", "length", "compare with strategy=response_length"),
+        ("base_nll", "base NLL", "compare with strategy=ppl_min and ppl_max"),
+    ):
+        correlation = correlations[column]
+        if abs(correlation) > CORRELATION:
+            yield RunWarning(
+                f"ΔH follows {name}",
+                correlation,
+                CORRELATION,
+                f"ΔH has a rank correlation of {correlation:+.2f} with {name}: the method selects"
+                f" by little else; {advice} (jobs/compare.py)",
+            )
+
+
+def rank_correlations(ranking: Ranking) -> dict[str, float]:
+    """Spearman's, of ΔH with the other columns, by ranks within each domain; NaN where a column is
+    constant. Of the first rows: as ids are hashes, they are a random sample."""
+    columns = ["domain", "response_tokens", "base_nll", "delta_entropy"]
+    tables, rows = [], 0
+    for table in ranking.rows():
+        tables.append(table.select(columns))
+        rows += table.num_rows
+        if rows >= CORRELATION_ROWS:
+            break
+    ranks = pa.concat_tables(tables).to_pandas().groupby("domain").rank(pct=True)
+    return dict(ranks.corr()["delta_entropy"])

@@ -1,0 +1,104 @@
+"""Each warning on a ranking made to deserve it, and none on one that does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from instructdiff_ray.config.selection import SelectConfig
+from instructdiff_ray.results.warnings import RunWarning, find_warnings
+from instructdiff_ray.selection.counts import fate_counts, guard_counts, scored_counts
+from instructdiff_ray.selection.ranking import RankingInputs, rank
+from instructdiff_ray.selection.strategies import STRATEGIES
+from tests.selection.test_select import make_pool, written_scores
+
+COUNT = 400
+
+
+class Scores:
+    """NLL and entropy under both models, as calibration usually changes them."""
+
+    def __init__(self) -> None:
+        draw = np.random.default_rng(0)
+        self.tokens = draw.integers(5, 200, COUNT)
+        self.base_nll = draw.normal(3.0, 0.4, COUNT)
+        self.base_entropy = self.base_nll + draw.normal(0, 0.2, COUNT)
+        self.nll = self.base_nll - draw.normal(0.8, 0.2, COUNT)
+        self.entropy = self.base_entropy - draw.normal(0.4, 0.2, COUNT)
+
+
+def warned(
+    folder: Path,
+    scores: Scores,
+    truncated: int = 0,
+    guard: str = "typical",
+    domains: list[str] | None = None,
+) -> dict[str, RunWarning]:
+    pool = make_pool(folder, domains or ["math"] * COUNT, scores.tokens.tolist(), truncated)
+    tables = {
+        "base": written_scores(pool, "base", np.array([scores.base_nll, scores.base_entropy]), {3}),
+        "calibrated": written_scores(pool, "cal", np.array([scores.nll, scores.entropy]), {5}),
+    }
+    config = SelectConfig(guard=guard)
+    inputs = RankingInputs(STRATEGIES["instructdiff"], lambda _: config, guards=("typical",))
+    ranking = rank(pool, tables, inputs)
+    counts = {**pool.counts, **scored_counts(ranking), **fate_counts(ranking)}
+    found = find_warnings(ranking, counts, guard_counts(ranking))
+    for warning in found:
+        assert warning.value != warning.threshold
+    return {warning.name: warning for warning in found}
+
+
+def test_a_usual_run_has_none(tmp_path: Path) -> None:
+    assert not warned(tmp_path, Scores())
+
+
+@pytest.mark.parametrize(("guard", "names"), [("none", ["atypical selection"]), ("typical", [])])
+def test_noise_in_the_selection(tmp_path: Path, guard: str, names: list[str]) -> None:
+    scores = Scores()
+    noise = slice(20, 40)
+    scores.base_nll[noise] += 5
+    scores.nll[noise] = scores.base_nll[noise] - 0.8
+    scores.entropy[noise] = scores.base_entropy[noise] + 1  # the lowest ΔH of all
+    found = warned(tmp_path, scores, guard=guard)
+    assert [*found] == names
+    if names:
+        assert found["atypical selection"].value == pytest.approx(0.5, abs=0.05)
+        assert "select.guard=typical" in found["atypical selection"].message
+
+
+def test_a_calibration_without_effect(tmp_path: Path) -> None:
+    scores = Scores()
+    scores.nll = scores.base_nll + (scores.nll - scores.base_nll) / 100
+    assert "calibration changed nothing" in warned(tmp_path, scores)
+
+
+def test_a_calibration_that_destroys_the_model(tmp_path: Path) -> None:
+    scores = Scores()
+    scores.nll = scores.base_nll + 1.5
+    assert [*warned(tmp_path, scores)] == ["calibration did harm"]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("follows", ["length", "base NLL"])
+def test_a_ranking_that_something_simpler_gives(tmp_path: Path, follows: str, sign: int) -> None:
+    scores = Scores()
+    values = scores.tokens if follows == "length" else scores.base_nll
+    order = np.argsort(np.argsort(values)) / COUNT
+    scores.entropy = scores.base_entropy - sign * order
+    found = warned(tmp_path, scores)
+    assert [*found] == [f"ΔH follows {follows}"]
+    assert sign * found[f"ΔH follows {follows}"].value > 0.99
+
+
+def test_much_that_was_cut_off(tmp_path: Path) -> None:
+    assert [*warned(tmp_path, Scores(), truncated=COUNT // 20)] == ["truncated"]
+
+
+def test_a_domain_too_small_for_its_ratio_and_its_filter(tmp_path: Path) -> None:
+    domains = ["math"] * (COUNT - 9) + ["law"] * 9
+    found = warned(tmp_path, Scores(), domains=domains)
+    assert [*found] == ["small domain", "filter cuts nothing"]
+    assert all("domain law has 9 samples" in warning.message for warning in found.values())

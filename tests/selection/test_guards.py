@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from instructdiff_ray.selection.guards import (
+    FALSE_DISCOVERY_RATE,
+    false_discovery_limit,
+    incomplete_limit,
+)
+
+NORMAL = NormalDist()
+
+
+def normal_sample(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(3.0, 0.5, count)
+
+
+def plain_limit(values: np.ndarray) -> float:
+    """Benjamini and Hochberg as they write it: of ordered p-values the last with p_k ≤ q·k/n."""
+    median = float(np.median(values))
+    deviation = median - float(np.percentile(values, 15.865))
+    ordered = sorted(values, reverse=True)
+    accepted = [
+        value
+        for k, value in enumerate(ordered, 1)
+        if 1 - NORMAL.cdf((value - median) / deviation) <= FALSE_DISCOVERY_RATE * k / len(values)
+    ]
+    return float(min(accepted, default=math.inf))
+
+
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.2])
+def test_bad_samples_are_excluded_and_few_others(share: float) -> None:
+    good, bad = normal_sample(4000), normal_sample(round(share * 4000), seed=1) + 2.5
+    limit = false_discovery_limit(np.concatenate([good, bad]))
+    assert (bad > limit).mean() > 0.9
+    excluded = (good > limit).sum() + (bad > limit).sum()
+    assert (good > limit).sum() <= 1.5 * FALSE_DISCOVERY_RATE * excluded
+
+
+def test_the_limit_is_lower_where_more_is_bad() -> None:
+    good, bad = normal_sample(4000), normal_sample(200, seed=1) + 2.5
+    limits = [false_discovery_limit(np.append(good, bad[:count])) for count in (0, 20, 60, 200)]
+    assert limits == sorted(limits, reverse=True) and len({*limits}) == 4
+
+
+@pytest.mark.parametrize("shift", [2.0, 3.0, 5.0])
+def test_the_limit_is_that_of_benjamini_and_hochberg(shift: float) -> None:
+    values = np.concatenate([normal_sample(2000), normal_sample(100, seed=1) + shift * 0.5])
+    ours, theirs = (values > false_discovery_limit(values)), (values >= plain_limit(values))
+    # Ours tries limits a hundredth of a deviation apart, from two deviations on.
+    assert abs(int(ours.sum()) - int(theirs.sum())) <= 2
+
+
+def test_a_pool_without_bad_samples_loses_hardly_any() -> None:
+    excluded = [
+        (values > false_discovery_limit(values)).mean()
+        for values in (normal_sample(2000, seed) for seed in range(50))
+    ]
+    assert np.mean(excluded) < 0.001
+
+
+def test_an_end_that_is_unlikely_nowhere_is_complete() -> None:
+    sure = np.random.default_rng(0).exponential(0.01, 1000)
+    assert incomplete_limit(sure) == pytest.approx(math.log(1000))
+    vague = normal_sample(1000) + 5
+    assert 9 < incomplete_limit(vague) < 10
+    assert (np.append(vague, 12.0) > incomplete_limit(vague))[-1]
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.lists(st.floats(-1e6, 1e6), max_size=60))
+def test_any_values_have_a_limit_and_less_than_half_lie_above(values: list[float]) -> None:
+    column = np.array(values)
+    for limit in (false_discovery_limit(column), incomplete_limit(column)):
+        assert not math.isnan(limit)
+        assert 2 * (column > limit).sum() <= len(column)
+        assert limit == math.inf or len(values) >= 30
