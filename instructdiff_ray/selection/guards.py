@@ -32,7 +32,7 @@ from instructdiff_ray.selection.strategies import (
 )
 
 # Of what `typical` excludes, the share that a normal distribution would have had there.
-FALSE_DISCOVERY_RATE = 0.2
+FALSE_DISCOVERY_RATE = 0.1
 # Standard deviations above the median that it tries as a limit, the least first.
 DEVIATIONS = np.arange(2.0, 8.0, 0.01)
 # Standard deviations above the median from which on `complete` excludes.
@@ -40,8 +40,8 @@ COMPLETE_DEVIATIONS = 3.0
 # A response whose end has at least this probability is never called incomplete: a model that knows
 # how responses end differs between them in hundredths of a nat.
 LIKELY_END = 1 / 1000
-# Of a normal distribution, the share that lies more than one standard deviation below the median.
-ONE_DEVIATION_BELOW = 15.865
+# Percentiles of a normal distribution, and their distance from its median in standard deviations.
+BELOW, ABOVE = (15.865, 1.0), (75.0, 0.6745)
 # A domain with fewer values is too small to tell which of them are bad.
 MIN_VALUES = 30
 BELOW_ONE = float(np.nextafter(1.0, 0.0))
@@ -89,38 +89,36 @@ def mismatch(batch: StrategyBatch) -> np.ndarray:
     return np.where(np.isfinite(batch.score(ALONE, "nll")), ifd(batch), np.nan)
 
 
-def centre_and_deviation(values: np.ndarray) -> tuple[float, float]:
-    """The median, and the standard deviation that the values below it would have in a normal
-    distribution: bad samples lie above, where they would widen any measure of spread."""
-    below, median = np.percentile(values, [ONE_DEVIATION_BELOW, 50])
-    return float(median), float(median - below)
-
-
 def false_discovery_limit(values: np.ndarray) -> float:
     """The lowest limit above which at most a share q of the values is what chance puts there.
 
-    The null distribution is normal, with the median and the lower half's deviation of the values
-    themselves (Efron, 2004, *Large-scale simultaneous hypothesis testing: the choice of a null*);
-    the limit is that of Benjamini and Hochberg (1995). So it stands low where many samples are bad
-    and high where few are: no fixed number of deviations suits both.
+    The null distribution is the upper half of a normal one, with the median and the upper quartile
+    of the values themselves (Efron, 2004, *Large-scale simultaneous hypothesis testing: the choice
+    of a null*): good samples are often skewed to that side, and of bad ones there must be many
+    before they move a quartile. The limit is that of Benjamini and Hochberg (1995). So it is low
+    where many samples are bad and high where few are: no fixed number of deviations suits both.
     """
     if len(values) < MIN_VALUES:
         return math.inf
-    centre, deviation = centre_and_deviation(values)
-    limits = centre + DEVIATIONS * deviation
-    above = len(values) - np.searchsorted(np.sort(values), limits, side="right")
+    percentile, distance = ABOVE
+    median, above = np.percentile(values, [50, percentile])
+    limits = median + DEVIATIONS * (above - median) / distance
+    excluded = len(values) - np.searchsorted(np.sort(values), limits, side="right")
     by_chance = [math.erfc(x / math.sqrt(2)) / 2 * len(values) for x in DEVIATIONS]
-    (discovered,) = np.nonzero((above > 0) & (by_chance <= FALSE_DISCOVERY_RATE * above))
-    return float(limits[discovered[0]]) if len(discovered) else math.inf
+    (allowed,) = np.nonzero((excluded > 0) & (by_chance <= FALSE_DISCOVERY_RATE * excluded))
+    return float(limits[allowed[0]]) if len(allowed) else math.inf
 
 
 def incomplete_limit(values: np.ndarray) -> float:
-    """As far above the median as complete responses hardly ever lie, and where an end is unlikely
-    on any scale."""
+    """Three deviations above the median, as the values below it have them: cut-off responses lie
+    above, where they would widen any measure of spread; and where an end is unlikely on any scale.
+    """
     if len(values) < MIN_VALUES:
         return math.inf
-    centre, deviation = centre_and_deviation(values)
-    return max(centre + COMPLETE_DEVIATIONS * deviation, -math.log(LIKELY_END))
+    percentile, distance = BELOW
+    below, median = np.percentile(values, [percentile, 50])
+    limit = median + COMPLETE_DEVIATIONS * (median - below) / distance
+    return max(float(limit), -math.log(LIKELY_END))
 
 
 GUARDS = {
