@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Collection
 from fractions import Fraction
 from pathlib import Path
 
@@ -38,8 +39,14 @@ ROW = st.tuples(
 )
 
 
-def plain_fates(rows: list[tuple[str, str, float, float]], beta: float, gamma: float) -> dict:
-    """Algorithm 1 as it is written: rows of (id, domain, ΔNLL, ΔH)."""
+def plain_fates(
+    rows: list[tuple[str, str, float, float]],
+    beta: float,
+    gamma: float,
+    guarded: Collection[str] = (),
+) -> dict:
+    """Algorithm 1 as it is written: rows of (id, domain, ΔNLL, ΔH). guarded: ids that a guard keeps
+    out of the selection; without it, Algorithm 1 to the letter."""
     fates = {}
     for domain in {row[1] for row in rows}:
         pool = [row for row in rows if row[1] == domain]
@@ -48,8 +55,10 @@ def plain_fates(rows: list[tuple[str, str, float, float]], beta: float, gamma: f
         low, rest = ordered[:cut], ordered[cut:]
         band, high = rest[: len(rest) - cut], rest[len(rest) - cut :]
         top = max(1, math.floor(Fraction(str(beta)) * len(pool)))
-        chosen = sorted(band, key=lambda row: (row[3], row[0]))[:top]
-        fates.update({row[0]: "not_top" for row in band})
+        candidates = [row for row in band if row[0] not in guarded]
+        chosen = sorted(candidates, key=lambda row: (row[3], row[0]))[:top]
+        fates.update({row[0]: "excluded" for row in band})
+        fates.update({row[0]: "not_top" for row in candidates})
         fates.update({row[0]: "below_band" for row in low})
         fates.update({row[0]: "above_band" for row in high})
         fates.update({row[0]: "selected" for row in chosen})
