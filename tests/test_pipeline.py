@@ -119,6 +119,8 @@ def test_the_run_folder_holds_all_that_tools_outside_rely_on(run: FinishedRun) -
         "delta_nll",
         "delta_entropy",
         "fate",
+        "excluded_by",
+        "surprise",
     ]
     summary = read_json(out, "summary.json")
     counts = summary["counts"]
