@@ -176,7 +176,9 @@ def test_the_selection_follows_from_the_ranking_and_holds_the_source_rows(run: F
     ranking = pq.read_table(f"{out}/ranking.parquet").to_pylist()
     rows = [(r["sample_id"], r["domain"], r["delta_nll"], r["delta_entropy"]) for r in ranking]
     limits = run.summary["guards"]["typical"]["limits"]
-    atypical = {r["sample_id"] for r in ranking if r["surprise"] > (limits[r["domain"]] or math.inf)}
+    atypical = {
+        r["sample_id"] for r in ranking if r["surprise"] > (limits[r["domain"]] or math.inf)
+    }
     assert {r["sample_id"]: r["fate"] for r in ranking} == plain_fates(rows, 0.1, 0.1, atypical)
     for r in ranking:
         assert r["delta_nll"] == r["calibrated_nll"] - r["base_nll"]
