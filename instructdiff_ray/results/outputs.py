@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from instructdiff_ray.config.run import Config
 from instructdiff_ray.context import RunContext
 from instructdiff_ray.pipeline import Round
 from instructdiff_ray.pool.dataset import pool_rows
-from instructdiff_ray.pool.pool import REJECTS, reject_row
+from instructdiff_ray.pool.pool import REJECTS, Pool, reject_row
+from instructdiff_ray.results.composition import SAMPLES, compare_with_pool
 from instructdiff_ray.results.labels import GUARD_LABELS, LABELS
 from instructdiff_ray.results.report import Example, render_report
 from instructdiff_ray.results.summary import SUMMARY, summarize
@@ -41,8 +43,7 @@ def write_round(context: RunContext, result: Round) -> dict[str, Any]:
     with context.progress.stage("write", "rows") as stage:
         if result.number == 1:
             start_run_folder(context.folder)
-        summary = summarize(context, result)
-        write_outputs(folder, result.ranking, summary, config_yaml(context.config))
+        summary = write_outputs(folder, context, result)
         stage.add(summary["counts"]["selected"])
         earlier = context.progress.seconds.get("write", 0.0)
         summary["seconds"]["write"] = earlier + stage.elapsed()
@@ -57,17 +58,23 @@ def config_yaml(config: Config) -> str:
     return yaml.safe_dump(asdict(config), allow_unicode=True, sort_keys=False)
 
 
-def write_outputs(
-    folder: Folder, ranking: Ranking, summary: dict[str, Any], config_text: str
-) -> None:
-    """Write all files of one round into `folder` but the summary, which makes them complete."""
+def write_outputs(folder: Folder, context: RunContext, result: Round) -> dict[str, Any]:
+    """Write all files of one round into `folder` but the summary, which makes them complete and is
+    given."""
     folder.delete(SUMMARY)
+    ranking, config_text = result.ranking, config_yaml(context.config)
     places = _examples(ranking)
     rows = write_ranking(folder, ranking, {row for shown in places.values() for row in shown})
-    parts = _write_selected(folder, ranking, {row["sample_id"] for row in rows.values()})
+    selected = selected_ids(ranking)
+    # Of the selection and of the pool a random sample each: ids are hashes.
+    drawn = selected[:SAMPLES], [*islice(ranking.pool.ids(), min(SAMPLES, len(selected)))]
+    wanted = {*(row["sample_id"] for row in rows.values()), *chain(*drawn)}
+    texts = _write_selected(folder, ranking.pool, {*selected}, wanted)
+    compared = [[texts[sample_id] for sample_id in ids] for ids in drawn]
+    summary = summarize(context, result, compare_with_pool(*compared))
     examples = {
         heading: [
-            _example(rows[place], ranking.inputs.measures, parts[rows[place]["sample_id"]])
+            _example(rows[place], ranking.inputs.measures, texts[rows[place]["sample_id"]]["parts"])
             for place in shown
         ]
         for heading, shown in places.items()
@@ -76,6 +83,7 @@ def write_outputs(
     folder.write_bytes("config.yaml", config_text.encode())
     page = render_report(summary, ranking.table, config_text, examples)
     folder.write_bytes("report/index.html", page.encode())
+    return summary
 
 
 def start_run_folder(folder: Folder) -> None:
@@ -117,22 +125,22 @@ def write_ranking(folder: Folder, ranking: Ranking, wanted: set[int]) -> dict[in
 
 
 def _write_selected(
-    folder: Folder, ranking: Ranking, examples: set[str]
-) -> dict[str, list[dict[str, str]]]:
-    """Write `selected.jsonl`, source rows in source order; gives the parts of the examples."""
-    selected = set(selected_ids(ranking))
-    written, parts = 0, {}
-    columns = ["sample_id", "source", "parts"]
+    folder: Folder, pool: Pool, selected: set[str], wanted: set[str]
+) -> dict[str, dict[str, Any]]:
+    """Write `selected.jsonl`, source rows in source order; gives file and parts of what is wanted,
+    by id."""
+    written, texts = 0, {}
+    columns = ["sample_id", "file", "source", "parts"]
     with folder.open_output("selected.jsonl") as stream:
-        for table in pool_rows(ranking.pool, selected | examples, columns):
+        for table in pool_rows(pool, selected | wanted, columns):
             for row in table.to_pylist():
                 if row["sample_id"] in selected:
                     stream.write(row["source"].encode() + b"\n")
                     written += 1
-                if row["sample_id"] in examples:
-                    parts[row["sample_id"]] = row["parts"]
+                if row["sample_id"] in wanted:
+                    texts[row["sample_id"]] = {"file": row["file"], "parts": row["parts"]}
     assert written == len(selected), f"{written} of {len(selected)} selected rows were found"
-    return parts
+    return texts
 
 
 def _write_rejects(folder: Folder, ranking: Ranking) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from instructdiff_ray.context import RunContext
 from instructdiff_ray.models.model import ModelByDomain, models_by_domain
 from instructdiff_ray.pipeline import Round
+from instructdiff_ray.results.composition import Concentration
 from instructdiff_ray.results.warnings import find_warnings
 from instructdiff_ray.scoring.spec import ScoreTable
 from instructdiff_ray.selection.counts import (
@@ -22,7 +23,9 @@ from instructdiff_ray.selection.counts import (
 SUMMARY = "summary.json"
 
 
-def summarize(context: RunContext, result: Round) -> dict[str, Any]:
+def summarize(
+    context: RunContext, result: Round, concentrations: Sequence[Concentration]
+) -> dict[str, Any]:
     """The content of `summary.json`; seconds and forward passes are those of the command so far."""
     stats, ranking = context.stats, result.ranking
     counts = {
@@ -33,6 +36,7 @@ def summarize(context: RunContext, result: Round) -> dict[str, Any]:
         **token_counts(ranking),
     }
     guards = guard_counts(ranking)
+    warnings = find_warnings(ranking, counts, guards, concentrations)
     scoring_s = context.progress.seconds.get("score", 0.0) if stats.tokens else 0.0
     paths = model_paths(result.calibrated)
     return {
@@ -41,7 +45,8 @@ def summarize(context: RunContext, result: Round) -> dict[str, Any]:
         "rounds": context.config.rounds,
         "counts": counts,
         "guards": guards,
-        "warnings": [asdict(warning) for warning in find_warnings(ranking, counts, guards)],
+        "concentrations": [asdict(concentration) for concentration in concentrations],
+        "warnings": [asdict(warning) for warning in warnings],
         "base_model": context.base.path,
         "calibrated_model": paths.get("") or paths or None,
         "scoring": {

@@ -6,7 +6,7 @@ docs/user-guide.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,13 @@ import numpy as np
 import pyarrow as pa
 
 from instructdiff_ray.pool.sampling import floor_share
+from instructdiff_ray.results.composition import (
+    NEAR_IDENTICAL,
+    OPENING,
+    SOURCE,
+    TEMPLATE,
+    Concentration,
+)
 from instructdiff_ray.selection.ranking import Ranking
 
 # Of the selection, and of the pool.
@@ -21,8 +28,19 @@ ATYPICAL_SHARE, TRUNCATED_SHARE = 0.01, 0.03
 # Nats; less is what another seed of the same calibration changes.
 LEAST_CHANGE = 0.02
 CORRELATION = 0.8
+# By how much the selection's share of one source or text may exceed the pool's; and of how many
+# samples shares mean something.
+EXCESS_SHARE, LEAST_SELECTED = 0.25, 30
 # Rows of which correlations are taken: a whole number of partitions, which are random samples.
 CORRELATION_ROWS = 20_000
+DEDUPLICATE = "look at the random draw in the report, and leave copies of one text out of the pool"
+# What the samples of a concentration have in common, and what to do.
+CONCENTRATED = {
+    SOURCE: ("comes from {}", "make it a domain of its own, with `data.path={name: file, …}`"),
+    TEMPLATE: ('has a prompt that begins with "{}"', DEDUPLICATE),
+    OPENING: ('has a response that begins with "{}"', DEDUPLICATE),
+    NEAR_IDENTICAL: ("has a response that is nearly the same as another's", DEDUPLICATE),
+}
 
 
 @dataclass(frozen=True)
@@ -37,10 +55,15 @@ class RunWarning:
 
 
 def find_warnings(
-    ranking: Ranking, counts: Mapping[str, Any], guards: Mapping[str, Any]
+    ranking: Ranking,
+    counts: Mapping[str, Any],
+    guards: Mapping[str, Any],
+    concentrations: Sequence[Concentration],
 ) -> list[RunWarning]:
     """All that hold of a ranking. counts, guards: of `summary.json`."""
     found = [*_of_pool(ranking, counts)]
+    if counts["selected"] >= LEAST_SELECTED:
+        found += _of_composition(concentrations)
     if "typical" in guards:
         found += _of_guard(guards["typical"]["selected_above_limit"], counts["selected"])
     if ranking.inputs.strategy.calibrates:
@@ -91,6 +114,20 @@ def _of_guard(atypical: int, selected: int) -> Iterator[RunWarning]:
             f"{above:.1%} of the selected responses surprise both models as noise does; look at"
             " them in the report, and use select.guard=typical",
         )
+
+
+def _of_composition(concentrations: Sequence[Concentration]) -> Iterator[RunWarning]:
+    for concentration in concentrations:
+        if concentration.excess > EXCESS_SHARE:
+            description, advice = CONCENTRATED[concentration.kind]
+            yield RunWarning(
+                concentration.kind,
+                concentration.excess,
+                EXCESS_SHARE,
+                f"{concentration.selected:.0%} of the selection"
+                f" {description.format(concentration.value)}, but {concentration.pool:.0%} of the"
+                f" pool; {advice}",
+            )
 
 
 def _of_calibration(ranking: Ranking) -> Iterator[RunWarning]:

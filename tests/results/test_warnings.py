@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from instructdiff_ray.config.selection import SelectConfig
+from instructdiff_ray.results.composition import (
+    NEAR_IDENTICAL,
+    OPENING,
+    SOURCE,
+    TEMPLATE,
+    Concentration,
+)
 from instructdiff_ray.results.warnings import RunWarning, find_warnings
 from instructdiff_ray.selection.counts import fate_counts, guard_counts, scored_counts
 from instructdiff_ray.selection.ranking import RankingInputs, rank
@@ -35,6 +43,7 @@ def warned(
     truncated: int = 0,
     guard: str = "typical",
     domains: list[str] | None = None,
+    concentrations: Sequence[Concentration] = (),
 ) -> dict[str, RunWarning]:
     pool = make_pool(folder, domains or ["math"] * COUNT, scores.tokens.tolist(), truncated)
     tables = {
@@ -45,7 +54,7 @@ def warned(
     inputs = RankingInputs(STRATEGIES["instructdiff"], lambda _: config, guards=("typical",))
     ranking = rank(pool, tables, inputs)
     counts = {**pool.counts, **scored_counts(ranking), **fate_counts(ranking)}
-    found = find_warnings(ranking, counts, guard_counts(ranking))
+    found = find_warnings(ranking, counts, guard_counts(ranking), concentrations)
     for warning in found:
         assert warning.value != warning.threshold
     return {warning.name: warning for warning in found}
@@ -102,3 +111,13 @@ def test_a_domain_too_small_for_its_ratio_and_its_filter(tmp_path: Path) -> None
     found = warned(tmp_path, Scores(), domains=domains)
     assert [*found] == ["small domain", "filter cuts nothing"]
     assert all("domain law has 9 samples" in warning.message for warning in found.values())
+
+
+@pytest.mark.parametrize("kind", [SOURCE, TEMPLATE, OPENING, NEAR_IDENTICAL])
+def test_a_source_or_a_text_that_fills_the_selection(tmp_path: Path, kind: str) -> None:
+    as_in_pool = Concentration(kind, "a.jsonl", selected=0.9, pool=0.8)
+    assert not warned(tmp_path / "usual", Scores(), concentrations=[as_in_pool])
+    more = Concentration(kind, "a.jsonl", selected=0.9, pool=0.5)
+    warning = warned(tmp_path / "more", Scores(), concentrations=[more])[kind]
+    assert warning.value == pytest.approx(0.4)
+    assert "90%" in warning.message and "50%" in warning.message
