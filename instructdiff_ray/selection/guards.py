@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
@@ -35,13 +36,18 @@ from instructdiff_ray.selection.strategies import (
 FALSE_DISCOVERY_RATE = 0.1
 # Standard deviations above the median that it tries as a limit, the least first.
 DEVIATIONS = np.arange(2.0, 8.0, 0.01)
+# Steps in which limit and null distribution are brought together; a handful is enough.
+STEPS = 50
+# Who would exclude more of a domain has taken good samples for bad ones.
+MOST_EXCLUDED = 1 / 3
 # Standard deviations above the median from which on `complete` excludes.
 COMPLETE_DEVIATIONS = 3.0
 # A response whose end has at least this probability is never called incomplete: a model that knows
 # how responses end differs between them in hundredths of a nat.
 LIKELY_END = 1 / 1000
-# Percentiles of a normal distribution, and their distance from its median in standard deviations.
-BELOW, ABOVE = (15.865, 1.0), (75.0, 0.6745)
+NORMAL = NormalDist()
+# A percentile of a normal distribution, one standard deviation below its median.
+ONE_BELOW = 100 * NORMAL.cdf(-1)
 # A domain with fewer values is too small to tell which of them are bad.
 MIN_VALUES = 30
 BELOW_ONE = float(np.nextafter(1.0, 0.0))
@@ -92,22 +98,47 @@ def mismatch(batch: StrategyBatch) -> np.ndarray:
 def false_discovery_limit(values: np.ndarray) -> float:
     """The lowest limit above which at most a share q of the values is what chance puts there.
 
-    The null distribution is the upper half of a normal one, with the median and the upper quartile
-    of the values themselves (Efron, 2004, *Large-scale simultaneous hypothesis testing: the choice
-    of a null*): good samples are often skewed to that side, and of bad ones there must be many
-    before they move a quartile. The limit is that of Benjamini and Hochberg (1995). So it is low
-    where many samples are bad and high where few are: no fixed number of deviations suits both.
+    So it is low where many samples are bad and high where few are: no fixed number of deviations
+    suits both. It is that of Benjamini and Hochberg (1995) under a null distribution that follows
+    from the values (Efron, 2004, *Large-scale simultaneous hypothesis testing: the choice of a
+    null*): the upper half of a normal one, with the median and the upper quartile of what is not
+    above the limit, since good samples are often skewed to that side and bad ones would widen it.
+    Limit and null follow from each other. They are found from below, beginning with the spread of
+    the lower half, in which there are no bad samples: from above, many of them hide each other.
     """
     if len(values) < MIN_VALUES:
         return math.inf
-    percentile, distance = ABOVE
-    median, above = np.percentile(values, [50, percentile])
-    limits = median + DEVIATIONS * (above - median) / distance
+    below, median = np.percentile(values, [ONE_BELOW, 50])
+    limit, deviations = _benjamini_hochberg(values, float(median), float(median - below))
+    for _ in range(STEPS):
+        null = _null(values[values <= limit], deviations)
+        previous, (limit, deviations) = limit, _benjamini_hochberg(values, *null)
+        if limit == previous:
+            break
+    return limit if np.mean(values > limit) <= MOST_EXCLUDED else math.inf
+
+
+def _null(values: np.ndarray, deviations: float) -> tuple[float, float]:
+    """Median and standard deviation of the normal distribution that the values are from, of which
+    what lies further above the median than so many deviations is cut off."""
+    kept = NORMAL.cdf(deviations) if math.isfinite(deviations) else 1.0
+    middle, upper = NORMAL.inv_cdf(0.5 * kept), NORMAL.inv_cdf(0.75 * kept)
+    low, high = np.percentile(values, [50, 75])
+    deviation = (high - low) / (upper - middle)
+    return float(low - middle * deviation), float(deviation)
+
+
+def _benjamini_hochberg(values: np.ndarray, median: float, deviation: float) -> tuple[float, float]:
+    """The lowest of the limits that are tried above which few enough are there by chance, and its
+    distance from the median in deviations; ∞ where there is none."""
+    limits = median + DEVIATIONS * deviation
     tail = np.sort(values[values > limits[0]])  # a few per cent: no sort of them all
     excluded = len(tail) - np.searchsorted(tail, limits, side="right")
     by_chance = [math.erfc(x / math.sqrt(2)) / 2 * len(values) for x in DEVIATIONS]
     (allowed,) = np.nonzero((excluded > 0) & (by_chance <= FALSE_DISCOVERY_RATE * excluded))
-    return float(limits[allowed[0]]) if len(allowed) else math.inf
+    if not len(allowed):
+        return math.inf, math.inf
+    return float(limits[allowed[0]]), float(DEVIATIONS[allowed[0]])
 
 
 def incomplete_limit(values: np.ndarray) -> float:
@@ -116,9 +147,8 @@ def incomplete_limit(values: np.ndarray) -> float:
     """
     if len(values) < MIN_VALUES:
         return math.inf
-    percentile, distance = BELOW
-    below, median = np.percentile(values, [percentile, 50])
-    limit = median + COMPLETE_DEVIATIONS * (median - below) / distance
+    below, median = np.percentile(values, [ONE_BELOW, 50])
+    limit = median + COMPLETE_DEVIATIONS * (median - below)
     return max(float(limit), -math.log(LIKELY_END))
 
 
