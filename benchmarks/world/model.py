@@ -1,0 +1,122 @@
+"""The models of the world: character models of three sizes, trained and tested in this process."""
+
+from __future__ import annotations
+
+import math
+import random
+import string
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+
+from benchmarks.world.tasks import Task
+
+# Token ids: BOS, EOS, and the characters.
+BOS, EOS = 0, 1
+CHARACTERS = string.ascii_letters + string.digits + " =*-" + string.punctuation
+IDS = {character: number for number, character in enumerate(dict.fromkeys(CHARACTERS), start=2)}
+IGNORED = -100
+# Each size's hidden width and layers.
+SIZES = {"small": (48, 2), "medium": (64, 2), "large": (96, 3)}
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a model is trained: AdamW, cosine decay after a linear rise, gradients clipped at 1."""
+
+    learning_rate: float
+    batch: int
+    epochs: int = 1
+    warmup_share: float = 0.05
+
+
+def new_model(size: str, seed: int) -> PreTrainedModel:
+    """A model with random weights."""
+    hidden, layers = SIZES[size]
+    torch.manual_seed(seed)
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(IDS) + 2,
+            hidden_size=hidden,
+            intermediate_size=4 * hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=128,
+            tie_word_embeddings=True,
+            initializer_range=0.05,
+            bos_token_id=BOS,
+            eos_token_id=EOS,
+        )
+    )
+
+
+def encode(prompt: str, response: str) -> tuple[list[int], list[bool]]:
+    """Token ids, and which of them are the response's; EOS, which ends it, is not among these."""
+    ids = [BOS, *(IDS[c] for c in prompt + response), EOS]
+    inside = [False] * (1 + len(prompt)) + [True] * len(response) + [False]
+    return ids, inside
+
+
+def train(
+    model: PreTrainedModel, samples: Sequence[tuple[str, str]], schedule: Schedule, seed: int
+) -> PreTrainedModel:
+    """Trains the model, in place, on the responses and the EOS behind them."""
+    draw = random.Random(seed)
+    steps = schedule.epochs * math.ceil(len(samples) / schedule.batch)
+    optimizer = torch.optim.AdamW(model.parameters(), schedule.learning_rate, weight_decay=0.01)
+    rise = max(1, round(schedule.warmup_share * steps))
+    rates = torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min((step + 1) / rise, 0.5 + 0.5 * math.cos(math.pi * step / steps)),
+    )
+    model.train()
+    for _ in range(schedule.epochs):
+        for rows in _batches(len(samples), schedule.batch, draw):
+            tokens, labels = _padded([samples[row] for row in rows])
+            loss = model(input_ids=tokens, labels=labels, use_cache=False).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            rates.step()
+            optimizer.zero_grad()
+    return model.eval()
+
+
+def _batches(count: int, size: int, draw: random.Random) -> Iterator[list[int]]:
+    order = draw.sample(range(count), count)
+    for start in range(0, count, size):
+        yield order[start : start + size]
+
+
+def _padded(samples: Sequence[tuple[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and labels, [samples, longest]. Padding, on the right, is seen by no token."""
+    rows, labels = [], []
+    for prompt, response in samples:
+        ids, inside = encode(prompt, response)
+        rows.append(torch.tensor(ids))
+        trained = [*inside[:-1], True]
+        labels.append(
+            torch.tensor([i if t else IGNORED for i, t in zip(ids, trained, strict=True)])
+        )
+    return (
+        pad_sequence(rows, batch_first=True, padding_value=EOS),
+        pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+    )
+
+
+@torch.inference_mode()
+def exact_match(model: PreTrainedModel, tasks: Sequence[Task]) -> np.ndarray:
+    """Which tasks the model answers right, if it takes the likeliest token each time: a mask.
+
+    It does so exactly where each token of the answer, and EOS, is the likeliest behind the right
+    ones before it; so one pass tells.
+    """
+    tokens, labels = _padded([(task.prompt, task.answer) for task in tasks])
+    likeliest = model(input_ids=tokens, use_cache=False).logits[:, :-1].argmax(-1)
+    right = (likeliest == labels[:, 1:]) | (labels[:, 1:] == IGNORED)
+    return np.asarray(right.all(1).numpy())
