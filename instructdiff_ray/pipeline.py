@@ -7,7 +7,7 @@ to say: with `build=False` a missing artifact is a UserError that names the job 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -25,6 +25,8 @@ from instructdiff_ray.pool.pool import Pool, check_rejects, open_pool
 from instructdiff_ray.pool.sampling import sample_warmup
 from instructdiff_ray.scoring.spec import ScoreTable
 from instructdiff_ray.scoring.stage import finished_scores, score
+from instructdiff_ray.scoring.store import score_stores
+from instructdiff_ray.scoring.token_scores import ShownSample, TokenScores, score_tokens
 from instructdiff_ray.selection.ranking import (
     Ranking,
     RankingInputs,
@@ -34,6 +36,7 @@ from instructdiff_ray.selection.ranking import (
 )
 from instructdiff_ray.selection.requirements import guards_to_show, required_scores
 from instructdiff_ray.selection.select import SELECTED
+from instructdiff_ray.selection.strategies import BASE, CALIBRATED
 from instructdiff_ray.training.calibrate import calibrate, calibrated_model, model_artifact
 
 
@@ -180,6 +183,19 @@ def score_pool(
     if not build:
         return finished_scores(config, pool, specs, storage)
     return score(config, pool, specs, storage, context.progress, context.stats)
+
+
+def score_shown(
+    context: RunContext, result: Round, samples: Sequence[ShownSample], build: bool = True
+) -> dict[str, TokenScores]:
+    """The token scores, by id, of samples that are to be shown; of a baseline's there are none."""
+    if result.calibrated is None:
+        return {}
+    config, pool = context.config, result.ranking.pool
+    specs = required_scores(config, context.base, result.calibrated, context.baseline_models)
+    both = [spec for spec in specs if spec.name in (BASE, CALIBRATED)]
+    stores = score_stores(both, pool, config.cluster.precision, context.storage)
+    return score_tokens(config.cluster, stores, samples, context.storage, context.progress, build)
 
 
 def select_samples(context: RunContext, pool: Pool, scores: Mapping[str, ScoreTable]) -> Ranking:

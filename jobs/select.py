@@ -16,7 +16,7 @@ from instructdiff_ray.results.outputs import write_round
 
 def main(context: RunContext) -> dict[str, Any]:
     pool = ingest_pool(context, build=False)
-    summary = write_round(context, last_round(context, pool, build=False))
+    summary = write_round(context, last_round(context, pool, build=False), build=False)
     show_result(context, summary)
     return summary
 

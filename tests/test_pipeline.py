@@ -26,15 +26,19 @@ from instructdiff_ray.pipeline import (
     calibrate_on,
     draw_warmup,
     ingest_pool,
+    last_round,
     run_rounds,
     score_pool,
+    score_shown,
     select_samples,
     training_ids,
 )
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.results.console import show_result
+from instructdiff_ray.results.examples import choose_examples
 from instructdiff_ray.results.outputs import write_round
 from instructdiff_ray.sample import Part
+from instructdiff_ray.scoring.token_scores import ShownSample
 from tests.engine.test_metrics import plain_score
 from tests.selection.test_select import plain_fates
 
@@ -144,7 +148,8 @@ def test_the_run_folder_holds_all_that_tools_outside_rely_on(run: FinishedRun) -
     assert 0 <= shares["padding"] < 1 and 0 <= shares["waited"] < 1
     # Of what the machine reached when the scorer was loaded; it may be less busy by now.
     assert shares["matrix_product_rate"] > 0
-    assert {"ingest", "calibrate", "score", "select", "write"} == summary["seconds"].keys()
+    stages = {"ingest", "calibrate", "score", "select", "write", "token view", "report"}
+    assert stages == summary["seconds"].keys()
     assert {"pool", "calibrated_model", "base_scores", "calibrated_scores"} == set(summary["keys"])
     assert Path(summary["calibrated_model"], "model.safetensors").exists()
     assert "<html" in Path(out, "report/index.html").read_text()
@@ -196,6 +201,30 @@ def test_calibration_teaches_the_format(run: FinishedRun) -> None:
     assert np.mean(delta_nll < 0) > 0.75
 
 
+def check_token_scores(result: FinishedRun) -> None:
+    """The mean over the tokens of each sample that the report shows is its score."""
+    ranking = {
+        r["sample_id"]: r for r in pq.read_table(f"{result.folder}/ranking.parquet").to_pylist()
+    }
+    pool = ingest_pool(result.context, build=False)
+    last = last_round(result.context, pool, build=False)
+    chosen = {i for shown in choose_examples(last.ranking).values() for i in shown}
+    ids = sorted(ranking)
+    samples = [ShownSample(ids[i], ranking[ids[i]]["domain"], []) for i in chosen]
+    tokens = score_shown(result.context, last, samples, build=False)
+    assert tokens.keys() == {sample.sample_id for sample in samples}
+    for name, scores in tokens.items():
+        assert len(scores.turn) == ranking[name]["response_tokens"]
+        for measure, values in scores.measures.items():
+            assert np.mean(values) == pytest.approx(ranking[name][measure], abs=1e-4)
+
+
+def test_the_report_colours_the_tokens_that_the_scores_are_means_of(run: FinishedRun) -> None:
+    check_token_scores(run)
+    page = Path(run.folder, "report/index.html").read_text()
+    assert "Tokens that changed most" in page and 'title="ΔH ' in page
+
+
 def test_the_same_again_runs_no_model_and_changes_nothing(run: FinishedRun, config: Config) -> None:
     names = ("selected.jsonl", "ranking.parquet", "rejects.jsonl", "config.yaml")
     before = {name: Path(run.folder, name).read_bytes() for name in names}
@@ -203,7 +232,8 @@ def test_the_same_again_runs_no_model_and_changes_nothing(run: FinishedRun, conf
     assert {name: Path(run.folder, name).read_bytes() for name in names} == before
     assert again.summary["scoring"]["samples_scored"] == {"base": 0, "calibrated": 0}
     assert again.summary["keys"] == run.summary["keys"]
-    assert not {"ingest", "calibrate", "score"} & again.summary["seconds"].keys()
+    models_run = {"ingest", "calibrate", "score", "token view"}
+    assert not models_run & again.summary["seconds"].keys()
 
 
 def test_another_ratio_only_ranks_again(run: FinishedRun, config: Config, tmp_path: Path) -> None:
@@ -217,6 +247,18 @@ def test_another_ratio_only_ranks_again(run: FinishedRun, config: Config, tmp_pa
         selected(tmp_path / "wider/ranking.parquet")
     )
     assert wide["delta_nll"].equals(narrow["delta_nll"])
+
+
+def test_ranking_again_without_models_says_how_to_get_the_token_view(
+    run: FinishedRun, config: Config, tmp_path: Path
+) -> None:
+    select = SelectConfig(ratio=0.3)
+    context = context_of(replace(config, rounds=1, select=select, run_dir=str(tmp_path)))
+    pool = ingest_pool(context, build=False)
+    summary = write_round(context, last_round(context, pool, build=False), build=False)
+    assert "token view" not in summary["seconds"]
+    page = (tmp_path / "report/index.html").read_text()
+    assert "no model was at hand" in page and 'title="ΔH ' not in page
 
 
 def test_a_pool_that_grew_scores_only_what_is_new_under_the_base(
@@ -309,6 +351,7 @@ def test_each_domain_has_its_own_model_and_ratios_where_asked(
     assert result.summary["scoring"]["samples_scored"] == {"base": 48, "calibrated": 48}
     ranking = pq.read_table(tmp_path / "own/ranking.parquet").to_pylist()
     assert {r["fate"] for r in ranking if r["domain"] == "code"} == {"selected", "not_top"}
+    check_token_scores(result)
     # Each sample's scores are those of its own domain's model.
     pool = ingest_pool(result.context, build=False)
     warmup = draw_warmup(result.context, pool)

@@ -132,6 +132,14 @@ class SampleScorer:
 
         fp64 [2, samples], nats, or [1, samples]; on the device, where it may still be under way.
         """
+        return _mean_by_row(self.score_tokens(batch), batch)
+
+    @torch.inference_mode()
+    def score_tokens(self, batch: Batch) -> Tensor:
+        """NLL and entropy of each scored token, or its rating, in the order of `batch.targets`.
+
+        fp32 [2, scored], nats, or [1, scored].
+        """
         if self.adapter is not None:
             (self.model.enable_adapters if self.adapter else self.model.disable_adapters)()
         if self.head is None:
@@ -143,7 +151,7 @@ class SampleScorer:
                 self._measure_tiles(self.head, hidden_slice, target_slice)
                 for hidden_slice, target_slice in zip(hidden, targets, strict=True)
             ]
-        return _mean_by_row(torch.cat(scored, dim=1), batch)
+        return torch.cat(scored, dim=1)
 
     def _hidden(self, batch: Batch) -> Tensor:
         """Last hidden states, [tokens, width]."""

@@ -7,7 +7,7 @@ character before that response, and does not lie behind the response's end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -97,6 +97,23 @@ class Encoder:
         texts = [result.text for result in results if isinstance(result, Rendered)]
         if not texts:
             return [result for result in results if isinstance(result, Reject)]
+        encodings = self._tokenize(texts)
+        return [
+            result if isinstance(result, Reject) else self._mark(result.responses, *next(encodings))
+            for result in results
+        ]
+
+    def locate(self, parts: Sequence[Part]) -> tuple[Rendered, list[Span]]:
+        """The sample's text, and which characters of it each token stands for.
+
+        A token that holds a part of a character's bytes has that whole character's span.
+        """
+        rendered = self._render(parts)
+        ((_, offsets),) = self._tokenize([rendered.text])
+        return rendered, offsets
+
+    def _tokenize(self, texts: list[str]) -> Iterator[tuple[list[int], list[Span]]]:
+        """Ids and character spans of each text's tokens."""
         # A chat template writes its own special tokens; a plain prompt takes the tokenizer's.
         tokens = self.tokenizer(
             texts,
@@ -106,11 +123,7 @@ class Encoder:
             return_token_type_ids=False,
             verbose=False,
         )
-        encodings = zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
-        return [
-            result if isinstance(result, Reject) else self._mark(result.responses, *next(encodings))
-            for result in results
-        ]
+        return zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
 
     def instruction_tokens(self, samples: Sequence[Sequence[Part]]) -> list[int]:
         """How many tokens of each sample ask: of all that is no response, without the template."""

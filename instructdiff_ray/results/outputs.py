@@ -6,47 +6,52 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import chain, islice
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import yaml
 
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.context import RunContext
-from instructdiff_ray.pipeline import Round
+from instructdiff_ray.pipeline import Round, score_shown
 from instructdiff_ray.pool.dataset import pool_rows
 from instructdiff_ray.pool.pool import REJECTS, Pool, reject_row
-from instructdiff_ray.results.composition import SAMPLES, compare_with_pool
-from instructdiff_ray.results.labels import GUARD_LABELS, LABELS
-from instructdiff_ray.results.report import Example, render_report
+from instructdiff_ray.results.composition import SAMPLES, Concentration, compare_with_pool
+from instructdiff_ray.results.examples import Shown, choose_examples
+from instructdiff_ray.results.report import render_report
 from instructdiff_ray.results.summary import SUMMARY, summarize
-from instructdiff_ray.sample import Reject
-from instructdiff_ray.selection.guards import GUARDS
+from instructdiff_ray.sample import Part, Reject
 from instructdiff_ray.selection.ranking import Ranking, selected_ids
-from instructdiff_ray.selection.select import ABOVE, BELOW, EXCLUDED, NOT_TOP, SELECTED
+from instructdiff_ray.selection.select import SELECTED
 from instructdiff_ray.storage.filesystem import Folder, open_filesystem
 
-EXAMPLES_EACH = 4
 
-
-def write_round(context: RunContext, result: Round) -> dict[str, Any]:
+def write_round(context: RunContext, result: Round, build: bool = True) -> dict[str, Any]:
     """Write the outputs of one round, and give its summary; the last round's outputs also show at
-    the top of the folder."""
-    rounds = context.config.rounds
+    the top of the folder.
+
+    build: whether models may read the report's examples once more, for their tokens.
+    """
+    rounds, ranking = context.config.rounds, result.ranking
     folder = context.folder.sub(f"round-{result.number}") if rounds > 1 else context.folder
+    config_text = config_yaml(context.config)
     with context.progress.stage("write", "rows") as stage:
         if result.number == 1:
             start_run_folder(context.folder)
-        summary = write_outputs(folder, context, result)
-        stage.add(summary["counts"]["selected"])
-        earlier = context.progress.seconds.get("write", 0.0)
-        summary["seconds"]["write"] = earlier + stage.elapsed()
+        shown, concentrations = write_files(folder, ranking, config_text)
+        stage.add(pc.sum(pc.equal(ranking.fates, SELECTED)).as_py())
+    tokens = score_shown(context, result, shown.samples, build)
+    with context.progress.stage("report", "examples") as stage:
+        examples = shown.examples(ranking.inputs.measures, tokens)
+        summary = summarize(context, result, concentrations)
+        page = render_report(summary, ranking.table, config_text, examples)
+        folder.write_bytes("report/index.html", page.encode())
+        stage.add(sum(map(len, examples.values())))
+        earlier = context.progress.seconds.get("report", 0.0)
+        summary["seconds"]["report"] = earlier + stage.elapsed()
         folder.write_json(SUMMARY, summary)
         if result.number == rounds > 1:
             copy_outputs(folder, context.folder)
@@ -58,32 +63,25 @@ def config_yaml(config: Config) -> str:
     return yaml.safe_dump(asdict(config), allow_unicode=True, sort_keys=False)
 
 
-def write_outputs(folder: Folder, context: RunContext, result: Round) -> dict[str, Any]:
-    """Write all files of one round into `folder` but the summary, which makes them complete and is
-    given."""
+def write_files(
+    folder: Folder, ranking: Ranking, config_text: str
+) -> tuple[Shown, list[Concentration]]:
+    """Write the files of one round into `folder`, but the report and the summary, which makes them
+    complete; gives what the report is to show of its samples, and what fills the selection."""
     folder.delete(SUMMARY)
-    ranking, config_text = result.ranking, config_yaml(context.config)
-    places = _examples(ranking)
-    rows = write_ranking(folder, ranking, {row for shown in places.values() for row in shown})
+    places = choose_examples(ranking)
+    rows = write_ranking(folder, ranking, {row for chosen in places.values() for row in chosen})
+    headings = {heading: [rows[i] for i in chosen] for heading, chosen in places.items()}
+    examples = [row["sample_id"] for row in rows.values()]
     selected = selected_ids(ranking)
     # Of the selection and of the pool a random sample each: ids are hashes.
     drawn = selected[:SAMPLES], [*islice(ranking.pool.ids(), min(SAMPLES, len(selected)))]
-    wanted = {*(row["sample_id"] for row in rows.values()), *chain(*drawn)}
-    texts = _write_selected(folder, ranking.pool, {*selected}, wanted)
-    compared = [[texts[sample_id] for sample_id in ids] for ids in drawn]
-    summary = summarize(context, result, compare_with_pool(*compared))
-    examples = {
-        heading: [
-            _example(rows[place], ranking.inputs.measures, texts[rows[place]["sample_id"]]["parts"])
-            for place in shown
-        ]
-        for heading, shown in places.items()
-    }
+    texts = _write_selected(folder, ranking.pool, {*selected}, {*examples, *chain(*drawn)})
     _write_rejects(folder, ranking)
     folder.write_bytes("config.yaml", config_text.encode())
-    page = render_report(summary, ranking.table, config_text, examples)
-    folder.write_bytes("report/index.html", page.encode())
-    return summary
+    parts = {name: [Part(**part) for part in texts[name]["parts"]] for name in examples}
+    compared = [[texts[name] for name in ids] for ids in drawn]
+    return Shown(headings, parts), compare_with_pool(*compared)
 
 
 def start_run_folder(folder: Folder) -> None:
@@ -162,55 +160,3 @@ def _write_rejects(folder: Folder, ranking: Ranking) -> None:
 
 def _json_line(row: dict[str, Any]) -> bytes:
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"
-
-
-def _headings(ranking: Ranking) -> Iterator[tuple[str, str, str, str]]:
-    """Headings of the examples in the report: text, fate, column to sort by, order."""
-    up, down = "ascending", "descending"
-    if not ranking.inputs.strategy.calibrates:
-        first, last = (down, up) if ranking.inputs.strategy.end == "highest" else (up, down)
-        yield "Selected", SELECTED, "value", first
-        yield "Selected: drawn at random", SELECTED, "draw", up
-        yield "Not selected", NOT_TOP, "value", last
-        return
-    yield "Selected: lowest ΔH", SELECTED, "delta_entropy", up
-    yield "Selected: drawn at random", SELECTED, "draw", up
-    for name in ranking.inputs.guards:
-        measure = GUARDS[name].measure
-        yield f"Selected: highest {GUARD_LABELS[measure]}", SELECTED, measure, down
-        yield f"Excluded: highest {GUARD_LABELS[measure]}", EXCLUDED, measure, down
-    yield "Left in the band: highest ΔH", NOT_TOP, "delta_entropy", down
-    yield "Below the band: lowest ΔNLL", BELOW, "delta_nll", up
-    yield "Above the band: highest ΔNLL", ABOVE, "delta_nll", down
-
-
-def _examples(ranking: Ranking) -> dict[str, list[int]]:
-    """Places in the ranking of the rows to show under each heading."""
-    count = ranking.table.num_rows
-    draw = np.random.default_rng(ranking.inputs.seed).random(count)
-    table = ranking.table.append_column("place", pa.array(np.arange(count)))
-    table = table.append_column("draw", pa.array(draw))
-    places = {}
-    for heading, fate, column, order in _headings(ranking):
-        rows = table.filter(pc.equal(table["fate"], fate)).select([column, "place"])
-        rows = rows.filter(pc.is_finite(rows[column]))
-        keys = [(column, order), ("place", "ascending")]
-        first = pc.select_k_unstable(rows, EXAMPLES_EACH, sort_keys=keys)
-        places[heading] = rows.take(first)["place"].to_pylist()
-    return {heading: shown for heading, shown in places.items() if shown}
-
-
-def _example(row: dict[str, Any], measures: Sequence[str], parts: list[dict[str, str]]) -> Example:
-    shown = {name: label for name, label in LABELS.items() if name in measures} | GUARD_LABELS
-    return Example(
-        sample_id=row["sample_id"],
-        domain=row["domain"],
-        fate=f"excluded by {row['excluded_by']}" if row["excluded_by"] else row["fate"],
-        measures={label: row[name] for name, label in shown.items() if name in row},
-        prompt=_text(part["text"] for part in parts[:-1]),
-        response=parts[-1]["text"],
-    )
-
-
-def _text(texts: Iterable[str]) -> str:
-    return "\n\n".join(texts)

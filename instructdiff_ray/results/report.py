@@ -27,12 +27,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
+from instructdiff_ray.results.examples import Example
 from instructdiff_ray.results.labels import LABELS, UNITS
 from instructdiff_ray.selection.select import ABOVE, BELOW, EXCLUDED, NOT_TOP, SELECTED
 
 PAPER_MEAN_DELTA_ENTROPY = {"general": 0.41, "medical": 0.66, "math": 0.03, "code": 0.08}
 MAX_PLOTTED_DOMAINS = 20
-MAX_EXAMPLE_CHARACTERS = 1200
 
 _FATES = (SELECTED, BELOW, ABOVE, NOT_TOP, EXCLUDED)
 _SELECTED, _BELOW, _ABOVE = 0, 1, 2
@@ -49,18 +49,6 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-
-
-@dataclass(frozen=True)
-class Example:
-    """One sample to show in full; measures: label → value."""
-
-    sample_id: str
-    domain: str
-    fate: str
-    measures: Mapping[str, float | None]
-    prompt: str
-    response: str
 
 
 @dataclass(frozen=True)
@@ -102,20 +90,24 @@ def render_report(
     rows = _rows(ranking)
     domains = _split_by_domain(ranking["domain"], rows)
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.FunctionLoader(_template),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters.update(
         count=lambda value: f"{value:,.0f}",
         nats=_format_nats,
         duration=_format_seconds,
         percent=lambda part, whole: f"{100 * part / whole if whole else 0:.1f}",
-        shorten=_shorten,
+        change=_format_change,
     )
-    template = files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
-    page = environment.from_string(template).render(
+    page = environment.get_template("report.html.j2").render(
         summary=summary,
         config_yaml=config_yaml,
         examples=examples,
+        token_view=any(example.scored for group in examples.values() for example in group),
         pool=_facts(rows),
         domains={name: _facts(part) for name, part in domains.items()},
         plots=_domain_plots(domains),
@@ -127,6 +119,10 @@ def render_report(
     )
     # JSON may hold lone surrogates ("\ud800"), which would break writing the page.
     return page.encode("utf-8", "replace").decode("utf-8")
+
+
+def _template(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def _rows(ranking: pa.Table) -> _Rows:
@@ -299,6 +295,10 @@ def _format_nats(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}".replace("-", "\N{MINUS SIGN}")
 
 
+def _format_change(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
 def _format_seconds(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
@@ -306,9 +306,3 @@ def _format_seconds(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02} s"
     return f"{minutes // 60} h {minutes % 60:02} min"
-
-
-def _shorten(text: str) -> str:
-    left_out = len(text) - MAX_EXAMPLE_CHARACTERS
-    tail = f"… ({left_out:,} more characters)" if left_out > 0 else ""
-    return text[:MAX_EXAMPLE_CHARACTERS] + tail

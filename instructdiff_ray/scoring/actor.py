@@ -46,20 +46,12 @@ class Scorer:
         gpus: float,
         guard: ActorHandle,
     ) -> None:
-        # As configured: Ray hides no GPU from an actor that reserved none.
-        if gpus:
-            self.device = torch.device("cuda")
-            torch.cuda.set_per_process_memory_fraction(float(gpus))
-        else:
-            self.device = torch.device("cpu")
-            # Ray gives a worker one thread for each CPU that it reserves; a scorer may have more.
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // actors_per_node))
-            keep_freed_memory()
+        self.device = scoring_device(actors_per_node, gpus)
         self.throughput = Throughput()
         self.guard = CrashGuardClient(guard)
         self.guard.begin_load()
         self.encodings = list(by_encoding(targets))
-        self.scorers = _load(targets, precision, self.device)
+        self.scorers = load_scorers(targets, precision, self.device)
         first = next(iter(self.scorers[0].values()))
         self.tokens_per_batch = tokens_per_batch or paying_tokens(first, gpus)
         self.rate = matmul_rate(first.model)
@@ -159,7 +151,21 @@ class Scorer:
         return columns
 
 
-def _load(targets: Targets, precision: str, device: torch.device) -> list[dict[str, SampleScorer]]:
+def scoring_device(actors_per_node: int, gpus: float) -> torch.device:
+    """The device to score on, made ready; both arguments as of `Scorer`."""
+    # As configured: Ray hides no GPU from an actor that reserved none.
+    if gpus:
+        torch.cuda.set_per_process_memory_fraction(float(gpus))
+        return torch.device("cuda")
+    # Ray gives a worker one thread for each CPU that it reserves; a scorer may have more.
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // actors_per_node))
+    keep_freed_memory()
+    return torch.device("cpu")
+
+
+def load_scorers(
+    targets: Targets, precision: str, device: torch.device
+) -> list[dict[str, SampleScorer]]:
     """By encoding, a scorer for each target; a model and adapters of it share one copy of its
     weights."""
     models = {target.model.identity: target.model for target in targets}

@@ -69,7 +69,7 @@ def plan_passes(pool: Pool, stores: Sequence[ScoreStore]) -> list[ScorePass]:
     of_domains = {store.spec.name for store in stores if None not in store.shards}
     groups: dict[tuple[str | None, tuple[ScoreTarget, ...]], None] = {}
     for domain in domains or [None]:
-        for targets in _sharing_models(_targets(stores, domain)):
+        for targets in _sharing_models(targets_of(stores, domain)):
             needs_domain = any(target.name in of_domains for target in targets)
             groups[domain if needs_domain else None, tuple(targets)] = None
     return [
@@ -77,7 +77,8 @@ def plan_passes(pool: Pool, stores: Sequence[ScoreStore]) -> list[ScorePass]:
     ]
 
 
-def _targets(stores: Sequence[ScoreStore], domain: str | None) -> list[ScoreTarget]:
+def targets_of(stores: Sequence[ScoreStore], domain: str | None) -> list[ScoreTarget]:
+    """A target for each store, with the models of this domain."""
     return [
         ScoreTarget(
             store.spec.name,

@@ -12,7 +12,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from instructdiff_ray.results.report import MAX_EXAMPLE_CHARACTERS, MAX_PLOTTED_DOMAINS, Example
+from instructdiff_ray.results.examples import (
+    MAX_EXAMPLE_CHARACTERS,
+    Example,
+    Piece,
+    Token,
+    Turn,
+    shorten,
+)
+from instructdiff_ray.results.report import MAX_PLOTTED_DOMAINS
 from instructdiff_ray.results.report import render_report as render
 
 ALIVE = {"script", "iframe", "object", "embed", "link", "form", "base", "img", "a"}
@@ -121,7 +129,8 @@ def quantiles(values: Any) -> dict[str, float]:
 def example(prompt: str = "Why?", response: str = "Because.", **changes: Any) -> Example:
     fields = {"sample_id": "s-1", "domain": "math", "fate": "selected"}
     numbers = {"measures": {"ΔNLL": -0.5, "ΔH": 0.25}}
-    return Example(**{**fields, **numbers, "prompt": prompt, "response": response, **changes})
+    turns = shorten([Turn(prompt, [Piece(response)])])
+    return Example(**{**fields, **numbers, "turns": turns, **changes})
 
 
 def report(
@@ -222,6 +231,26 @@ def test_examples_keep_their_lines_are_shortened_and_always_encode() -> None:
     assert "\n  one\n\ttwo" in parsed.texts
     assert long[:MAX_EXAMPLE_CHARACTERS] + "… (1,234 more characters)" in parsed.texts
     assert page.encode("utf-8")
+
+
+def test_tokens_are_coloured_and_their_text_is_escaped() -> None:
+    attack = '"><script>alert(1)</script>\n'
+    pieces = [
+        Piece("plain "),
+        Piece(attack, [Token(1.5, 1, 2.5, 2.25)]),
+        Piece("\n", [Token(1, 2, 1, 0.5), Token(1, 2, 1, 1.5)]),
+    ]
+    turns = [Turn("Why?", pieces), Turn("And?", [Piece("same", [Token(1, 1, 1, 1)])])]
+    page, parsed = report({"math": ranked(50)}, "", example(turns=turns))
+    assert_inert(page, parsed)
+    assert attack in parsed.texts and "And?" in parsed.texts
+    assert {"unsure-4", "surer-3 newline"} <= {*map(str.strip, parsed.values("class"))}
+    titles = parsed.values("title")
+    assert titles[0] == "ΔH −1.25: H 1.00→2.25, NLL 1.50→2.50"
+    assert titles[1].startswith("ΔH +1.50: H 2.00→0.50") and "; ΔH +0.50" in titles[1]
+    assert attack.replace("\n", "↵").replace(" ", "␣") in parsed.texts
+    assert "Each token of a response is coloured" in parsed.text
+    assert "colours of single tokens are missing" in report({"math": ranked(50)})[1].text
 
 
 def test_plots_do_not_share_ids_and_every_reference_has_its_target() -> None:
