@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from instructdiff_ray.config.data import DataConfig
@@ -17,8 +17,11 @@ from instructdiff_ray.progress import Progress
 from instructdiff_ray.scoring.stats import ScoringStats
 from instructdiff_ray.selection.requirements import (
     BaselineModels,
+    arm_strategies,
+    check_arms,
     check_strategy,
     find_baseline_models,
+    of_strategy,
 )
 from instructdiff_ray.selection.strategies import STRATEGIES, Strategy
 from instructdiff_ray.storage.artifacts import Storage
@@ -31,6 +34,7 @@ class RunContext:
 
     files: the source files, as they were listed when the command began.
     base: the model that is calibrated; target: the model that is trained on the selection.
+    models_by_strategy: the models of baselines, of the configured strategy and of all arms.
     folder: takes the outputs.
     progress, stats: what the command has cost so far; stages add to them.
     """
@@ -39,7 +43,7 @@ class RunContext:
     files: Sequence[SourceFile]
     base: Model
     target: Model
-    baseline_models: BaselineModels
+    models_by_strategy: Mapping[str, BaselineModels]
     storage: Storage
     folder: Folder
     progress: Progress
@@ -49,9 +53,17 @@ class RunContext:
     def strategy(self) -> Strategy:
         return STRATEGIES[self.config.strategy]
 
+    @property
+    def baseline_models(self) -> BaselineModels:
+        return self.models_by_strategy[self.config.strategy]
+
     def with_seed(self, seed: int) -> RunContext:
         """The same with another seed: of the warm-up subset, and of training."""
         return replace(self, config=replace(self.config, seed=seed))
+
+    def with_strategy(self, name: str) -> RunContext:
+        """The same with another strategy, one of the arms of the evaluation."""
+        return replace(self, config=of_strategy(self.config, name))
 
 
 def prepare(config: Config, progress: Progress) -> RunContext:
@@ -65,7 +77,10 @@ def prepare(config: Config, progress: Progress) -> RunContext:
     files = list_data(config.data)
     base = find_model(config.model)
     target = _find_target(config, base, progress)
-    models = find_baseline_models(config, base)
+    models = {
+        name: find_baseline_models(of_strategy(config, name), base)
+        for name in dict.fromkeys([config.strategy, *arm_strategies(config)])
+    }
     _check_encoding(config, base, progress)
     return RunContext(config, files, base, target, models, storage, folder, progress)
 
@@ -74,6 +89,7 @@ def check_settings(config: Config) -> None:
     """Raises UserError for what the configuration alone shows to be wrong, and can't check itself
     because it knows neither strategies nor readers."""
     check_strategy(config)
+    check_arms(config)
     check_format(config.data.format)
     for path in (config.storage, config.run_dir or ""):
         absolute(path)

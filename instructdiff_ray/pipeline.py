@@ -202,7 +202,7 @@ def select_samples(context: RunContext, pool: Pool, scores: Mapping[str, ScoreTa
     """The pool, filtered and ranked. Raises UserError where nothing is selected."""
     config = context.config
     with context.progress.stage("select", "samples") as stage:
-        ranking = rank(pool, scores, _ranking_inputs(context, pool))
+        ranking = rank_pool(context, pool, scores)
         unscored = Counter(ranking.rejected["reason"].to_pylist())
         check_rejects(pool, config.data.max_reject_ratio, unscored)
         if not pc.any(pc.equal(ranking.fates, SELECTED)).as_py():
@@ -213,6 +213,12 @@ def select_samples(context: RunContext, pool: Pool, scores: Mapping[str, ScoreTa
             )
         stage.add(ranking.table.num_rows)
     return ranking
+
+
+def rank_pool(context: RunContext, pool: Pool, scores: Mapping[str, ScoreTable]) -> Ranking:
+    """The same of scores by which the pool was ranked before, without a word: under other budgets,
+    say."""
+    return rank(pool, scores, _ranking_inputs(context, pool))
 
 
 def _ranking_inputs(context: RunContext, pool: Pool) -> RankingInputs:

@@ -1,24 +1,30 @@
-"""Does the selection teach more than random samples, or than all? `python jobs/evaluate.py …`.
+"""Does a selection teach more than others, than random samples, or than all of them?
+`python jobs/evaluate.py …`.
 
-Holds out a share of the pool, and for each of `evaluate.seeds` fine-tunes the model on the
-selection, on as many random samples and on all the rest; prints the NLL of the held-out responses,
-and what benchmark tasks (`evaluate.tasks`) say of each model.
+Holds out a share of the pool, and for each of `evaluate.seeds` trains the model on what each of
+`evaluate.arms` selects of the rest, at as many samples and at as many response tokens; prints the
+NLL of the held-out responses, the differences with their intervals, and what benchmark tasks
+(`evaluate.tasks`) say of each model.
 """
 
 from _launch import launch
 
 from instructdiff_ray.context import RunContext
-from instructdiff_ray.evaluation.evaluate import as_rows, evaluate, write
-from instructdiff_ray.results.console import aligned_table
+from instructdiff_ray.evaluation.evaluate import evaluate
+from instructdiff_ray.evaluation.outputs import tables, write
 from instructdiff_ray.storage.filesystem import join
 
 
 def main(context: RunContext) -> None:
-    results, config = evaluate(context), context.config
-    about = {"strategy": config.strategy, "domain": config.domain, "model": context.target.path}
-    write(context.folder, results, about)
-    table = aligned_table(as_rows(results), text_columns=1)
-    context.progress.say(f"\n{table}\n\n{join(context.folder.path, 'evaluation.png')}")
+    evaluation, config = evaluate(context), context.config
+    about = {
+        "domain": config.domain,
+        "model": context.target.path,
+        "seconds": dict(context.progress.seconds),
+    }
+    write(context.folder, evaluation, about)
+    plot = join(context.folder.path, "evaluation.png")
+    context.progress.say(f"\n{tables(evaluation)}\n\n{plot}")
 
 
 if __name__ == "__main__":

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from instructdiff_ray.config.data import DataConfig, ModelConfig
 from instructdiff_ray.config.run import Config
-from instructdiff_ray.config.training import CalibrateConfig
+from instructdiff_ray.config.selection import BaselineConfig, SelectConfig
+from instructdiff_ray.config.training import CalibrateConfig, EvaluateConfig
 from instructdiff_ray.context import RunContext, prepare
 from instructdiff_ray.demo.pool import write_pool
 from instructdiff_ray.errors import UserError
@@ -54,6 +56,33 @@ def test_a_mistake_in_the_strategy_is_told_before_files_and_models_are_looked_fo
     config = Config(data=DataConfig(path="/no/such"), strategy="ppl")
     with pytest.raises(UserError, match="strategy=ppl is not known"):
         prepare(config, Progress(io.StringIO()))
+
+
+def test_a_mistake_in_the_arms_of_an_evaluation_is_told_first() -> None:
+    def refused(config: Config, line: str) -> None:
+        with pytest.raises(UserError, match=line):
+            prepare(config, Progress(io.StringIO()))
+
+    unknown = EvaluateConfig(arms=["instructdiff", "longest"])
+    refused(Config(evaluate=unknown), "evaluate.arms: longest is not known; use full, or of")
+    zip_arm = EvaluateConfig(arms=["random", "zip"])
+    guarded = SelectConfig(guard=["mismatched"])
+    refused(Config(evaluate=zip_arm, select=guarded), "evaluate.arms: strategy=zip goes by the")
+    with pytest.raises(UserError, match="evaluate.arms names no strategy"):
+        EvaluateConfig(arms=["full"])
+
+
+def test_each_arm_has_the_models_and_the_rounds_that_it_needs(context: RunContext) -> None:
+    arms = EvaluateConfig(arms=["instructdiff", "selectit_token", "random"])
+    prepared = prepare(replace(context.config, evaluate=arms, rounds=2), context.progress)
+    rating, drawn = prepared.with_strategy("selectit_token"), prepared.with_strategy("random")
+    assert rating.config.rounds == 1 and len(rating.baseline_models.raters) == 1
+    assert not drawn.baseline_models.raters and drawn.base is prepared.base
+    assert prepared.with_strategy("instructdiff").config.rounds == 2
+    missing = replace(context.config, evaluate=EvaluateConfig(arms=["superfiltering"]))
+    missing = replace(missing, baseline=BaselineConfig(small_model="/no/such"))
+    with pytest.raises(UserError, match="baseline.small_model=/no/such"):
+        prepare(missing, context.progress)
 
 
 def test_another_version_of_encoding_is_in_every_key(

@@ -8,7 +8,13 @@ from typing import Any
 from instructdiff_ray.config.cluster import ClusterConfig
 from instructdiff_ray.config.data import DataConfig, ModelConfig, TemplateConfig
 from instructdiff_ray.config.selection import GUARDS, BaselineConfig, SelectConfig
-from instructdiff_ray.config.training import CalibrateConfig, EvaluateConfig, FinetuneConfig
+from instructdiff_ray.config.training import (
+    FULL,
+    RANDOM,
+    CalibrateConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+)
 from instructdiff_ray.errors import UserError, require
 
 # What can't differ between the domains of one pool.
@@ -61,6 +67,10 @@ class Config:
         )
         for name, settings in self.domains.items():
             self._check_domain(name, settings)
+
+    def arms(self) -> list[str]:
+        """What jobs/evaluate.py compares: strategies, and maybe FULL."""
+        return list(dict.fromkeys(self.evaluate.arms or [self.strategy, RANDOM, FULL]))
 
     def select_of(self, domain: str) -> SelectConfig:
         """How this domain is filtered and ranked."""

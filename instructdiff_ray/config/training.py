@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from instructdiff_ray.errors import require
 
+# Arms of an evaluation that its code knows by name: a strategy, and all samples.
+RANDOM, FULL = "random", "full"
+
 
 @dataclass
 class CalibrateConfig:
@@ -76,18 +79,25 @@ class FinetuneConfig:
 
 @dataclass
 class EvaluateConfig:
-    """How jobs/evaluate.py judges a selection.
+    """How jobs/evaluate.py judges selections.
 
+    arms: what is compared: strategies, or `full` for all samples; the first strategy says how much
+        the others are trained on. None named: what is configured, `random` and `full`.
     holdout: share of the pool that is neither selected from nor trained on.
-    seeds: trainings of each kind, from `seed` on; each also draws its own warm-up subset.
+    seeds: trainings of each arm, from `seed` on; each also draws its own warm-up subset.
     tasks: benchmark tasks that are run on each model: names that lm-eval knows, or YAML files of
         tasks for it.
     """
 
+    arms: list[str] = field(default_factory=list)
     holdout: float = 0.1
     seeds: int = 3
     tasks: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        require(
+            not self.arms or set(self.arms) != {FULL},
+            "evaluate.arms names no strategy; add one, such as instructdiff",
+        )
         require(0 < self.holdout < 1, f"evaluate.holdout={self.holdout} must be in (0, 1)")
         require(self.seeds >= 1, f"evaluate.seeds={self.seeds} must be 1 or more")

@@ -117,7 +117,8 @@ def find_lacking(pool: Pool, targets: Targets, domain: str | None = None) -> lis
         shards = [stack.enter_context(read_shards(target.shards, DONE)) for target in targets]
         for index, *tables in aligned(pool, *shards):
             lacks = _lacks(index, tables, domain)
-            lengths = np.stack([_length(index, target.encoding) for target in targets], axis=1)
+            columns = [index[length_column(target.encoding)] for target in targets]
+            lengths = np.stack([column.to_numpy() for column in columns], axis=1)
             for pattern in np.unique(lacks[lacks.any(axis=1)], axis=0):
                 rows = (lacks == pattern).all(axis=1)
                 lacking = tuple(pattern.tolist())
@@ -145,9 +146,10 @@ def _lacks(index: pa.Table, scored: Sequence[pa.Table], domain: str | None) -> n
     return lacks if domain is None else lacks & of_domain(index, domain)[:, None]
 
 
-def _length(index: pa.Table, encoding: EncoderSpec) -> np.ndarray:
-    # About what will be read; a question for a rating is a little longer than the sample.
-    return index["response_tokens" if encoding.form == "response" else "tokens"].to_numpy()
+def length_column(encoding: EncoderSpec) -> str:
+    """The column of the index that says about how many tokens are read of a sample: a question for
+    a rating is a little longer than the sample."""
+    return "response_tokens" if encoding.form == "response" else "tokens"
 
 
 def _of_machine(rows: pa.Table) -> pa.Array:

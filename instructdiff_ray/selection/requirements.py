@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 
 from instructdiff_ray.config.data import TemplateConfig
 from instructdiff_ray.config.run import Config
-from instructdiff_ray.errors import require
+from instructdiff_ray.config.training import FULL
+from instructdiff_ray.errors import UserError, require
 from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.model import Model, ModelByDomain, find_model
 from instructdiff_ray.scoring.spec import ScoreSpec
@@ -59,6 +60,33 @@ def check_strategy(config: Config) -> None:
         f"strategy={name} goes by the whole set and can exclude no sample from it; leave out"
         " select.exclude_warmup, and all of select.guard that needs no calibrated model",
     )
+
+
+def check_arms(config: Config) -> None:
+    """Raises UserError where `evaluate.arms` names what is no strategy, or one that can't do what
+    is asked."""
+    for arm in config.evaluate.arms:
+        require(
+            arm == FULL or arm in STRATEGIES,
+            f"evaluate.arms: {arm} is not known; use {FULL}, or of the strategies"
+            f" {', '.join(STRATEGIES)}",
+        )
+    for strategy in arm_strategies(config):
+        try:
+            check_strategy(of_strategy(config, strategy))
+        except UserError as error:
+            raise UserError(f"evaluate.arms: {error}") from None
+
+
+def arm_strategies(config: Config) -> list[str]:
+    """The strategies among what jobs/evaluate.py compares, in their order."""
+    return [arm for arm in config.arms() if arm != FULL]
+
+
+def of_strategy(config: Config, name: str) -> Config:
+    """The same with another strategy; one that calibrates no model has one round."""
+    rounds = config.rounds if STRATEGIES[name].calibrates else 1
+    return replace(config, strategy=name, rounds=rounds)
 
 
 def guards_in_force(config: Config) -> tuple[str, ...]:
