@@ -11,7 +11,7 @@ model, one share of noise and one ratio, over two seeds.
 
 from __future__ import annotations
 
-import sys
+import argparse
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -39,7 +39,9 @@ def cells(small: bool) -> list[Cell]:
 
 def main() -> None:
     """Run all cells and print the tables."""
-    small = sys.argv[1:] == ["small"]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("size", nargs="?", choices=["full", "small"], default="full")
+    small = parser.parse_args().size == "small"
     began = time.monotonic()
     results: list[Result] = []
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as processes:

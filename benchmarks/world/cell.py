@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from benchmarks.world.arms import ARMS, FULL, ORACLE, WorldPool
-from benchmarks.world.model import Schedule, exact_match, new_model, train
+from benchmarks.world.model import SIZES, Schedule, exact_match, new_model, train
 from benchmarks.world.population import Sample, make_pool
 from benchmarks.world.tasks import SKILLS, Task, make_task, pretraining_tasks
 from instructdiff_ray.pool.sampling import sample_warmup
@@ -53,14 +53,16 @@ class Cell:
 def run_cell(cell: Cell) -> list[dict[str, Any]]:
     """A result for every model that was trained, the base model's first."""
     torch.set_num_threads(1)
-    began, draw = time.monotonic(), np.random.default_rng([cell.seed])
-    tasks_seed, held_seed = (int(x) for x in draw.integers(2**32, size=2))
+    # No two cells have a task or a pool in common, so their results are independent.
+    began, draw = time.monotonic(), np.random.default_rng([cell.seed, [*SIZES].index(cell.size)])
+    tasks_seed, held_seed, pool_seed = (int(x) for x in draw.integers(2**32, size=3))
     base = pretrained(cell, tasks_seed)
     held_out = held_out_tasks(held_seed)
+    asked = {task.prompt for tasks in held_out.values() for task in tasks}
     about = {"size": cell.size, "seed": cell.seed}
     results = [{**about, "arm": "untrained", "accuracy": accuracy(base, held_out)}]
     for noise, ratios in cell.settings:
-        samples = make_pool(cell.pool, noise, cell.seed)
+        samples = make_pool(cell.pool, noise, pool_seed, asked)
         with tempfile.TemporaryDirectory() as path:
             world = WorldPool(samples, Folder(path))
             for arm, ratio, ids in selections(world, base, ratios, cell.seed):
@@ -109,7 +111,9 @@ def pretrained(cell: Cell, tasks_seed: int) -> PreTrainedModel:
     """The base model."""
     tasks = pretraining_tasks(cell.pretraining, random.Random(tasks_seed))
     pairs = [(task.prompt, task.answer) for task in tasks]
-    return train(new_model(cell.size, cell.seed), pairs, PRETRAIN[cell.size], cell.seed)
+    return train(
+        new_model(cell.size, cell.seed), pairs, PRETRAIN[cell.size], cell.seed, on_prompts=True
+    )
 
 
 def finetuned(

@@ -63,9 +63,14 @@ def encode(prompt: str, response: str) -> tuple[list[int], list[bool]]:
 
 
 def train(
-    model: PreTrainedModel, samples: Sequence[tuple[str, str]], schedule: Schedule, seed: int
+    model: PreTrainedModel,
+    samples: Sequence[tuple[str, str]],
+    schedule: Schedule,
+    seed: int,
+    on_prompts: bool = False,
 ) -> PreTrainedModel:
-    """Trains the model, in place, on the responses and the EOS behind them."""
+    """Trains the model, in place, on the responses and the EOS behind them; in pre-training on the
+    prompts too."""
     draw = random.Random(seed)
     steps = schedule.epochs * math.ceil(len(samples) / schedule.batch)
     optimizer = torch.optim.AdamW(model.parameters(), schedule.learning_rate, weight_decay=0.01)
@@ -77,7 +82,7 @@ def train(
     model.train()
     for _ in range(schedule.epochs):
         for rows in _batches(len(samples), schedule.batch, draw):
-            tokens, labels = _padded([samples[row] for row in rows])
+            tokens, labels = _padded([samples[row] for row in rows], on_prompts)
             loss = model(input_ids=tokens, labels=labels, use_cache=False).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -93,13 +98,15 @@ def _batches(count: int, size: int, draw: random.Random) -> Iterator[list[int]]:
         yield order[start : start + size]
 
 
-def _padded(samples: Sequence[tuple[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
+def _padded(
+    samples: Sequence[tuple[str, str]], on_prompts: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and labels, [samples, longest]. Padding, on the right, is seen by no token."""
     rows, labels = [], []
     for prompt, response in samples:
         ids, inside = encode(prompt, response)
         rows.append(torch.tensor(ids))
-        trained = [*inside[:-1], True]
+        trained = [on_prompts or t for t in inside[:-1]] + [True]
         labels.append(
             torch.tensor([i if t else IGNORED for i, t in zip(ids, trained, strict=True)])
         )

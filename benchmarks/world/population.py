@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks.world.model import CHARACTERS
@@ -56,8 +56,13 @@ NOISE: dict[str, Noise] = {
 SPOILT = {"wrong answer", "mismatched", *NOISE}
 
 
-def make_pool(size: int, noise: float, seed: int) -> dict[str, Sample]:
-    """By sample_id, in the order of the ids. noise: its share, in equal parts of each sort."""
+def make_pool(
+    size: int, noise: float, seed: int, held_out: Collection[str] = ()
+) -> dict[str, Sample]:
+    """By sample_id, in the order of the ids; the few that are made twice are in it once.
+
+    noise: its share, in equal parts of each sort; held_out: prompts that are not in it.
+    """
     draw = random.Random(seed)
     clean = round(size * (1 - noise))
     samples = [
@@ -70,7 +75,7 @@ def make_pool(size: int, noise: float, seed: int) -> dict[str, Sample]:
     for sort, spoil in NOISE.items():
         for sample in draw.choices(good, k=round(noise * size / len(NOISE))):
             samples.append(replace(sample, kind=sort, response=spoil(sample.response, draw)))
-    by_id = {sample.id: sample for sample in samples}
+    by_id = {sample.id: sample for sample in samples if sample.prompt not in held_out}
     return {i: by_id[i] for i in sorted(by_id)}
 
 

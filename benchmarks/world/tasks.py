@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import string
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 WORDS = [
     *("the", "a", "one", "every", "old", "small", "red", "quiet", "green", "king", "cat", "river"),
@@ -16,6 +16,8 @@ WORDS = [
     *("keeps", "loses", "under", "over", "beside", "near", "with", "without", "and", "but"),
     *("slowly", "again"),
 ]
+VOWELS = "aeiou"
+CONSONANTS = "".join(c for c in string.ascii_lowercase if c not in VOWELS)
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,10 @@ class Task:
 
 
 def letters(draw: random.Random, low: int, high: int) -> str:
-    """Some lower-case letters, as many as lie between the bounds."""
-    return "".join(draw.choices(string.ascii_lowercase, k=draw.randint(low, high)))
+    """A made-up word of as many letters as lie between the bounds: consonants and vowels in turn,
+    so that random characters are not of the language."""
+    count, first = draw.randint(low, high), draw.randint(0, 1)
+    return "".join(draw.choice(VOWELS if (first + n) % 2 else CONSONANTS) for n in range(count))
 
 
 def _next_letters(text: str) -> str:
@@ -93,6 +97,11 @@ def make_task(skill: str, draw: random.Random) -> Task:
 
 
 def pretraining_tasks(count: int, draw: random.Random) -> list[Task]:
-    """What the base model reads, by MIX."""
+    """What the base model reads, by MIX. Half of the sentences stand alone, so that it knows what
+    that is like: a response without its prompt (`ifd`)."""
     skills = draw.choices([*MIX], [*MIX.values()], k=count)
-    return [make_task(skill, draw) for skill in skills]
+    tasks = [make_task(skill, draw) for skill in skills]
+    return [
+        replace(task, prompt="=") if task.skill == LANGUAGE and draw.random() < 0.5 else task
+        for task in tasks
+    ]

@@ -13,7 +13,14 @@ from benchmarks.world.cell import Cell, run_cell
 from benchmarks.world.model import BOS, EOS, IDS, Schedule, encode, exact_match, new_model, train
 from benchmarks.world.population import KINDS, NOISE, SPOILT, make_pool
 from benchmarks.world.table import report
-from benchmarks.world.tasks import ALL, LEARNABLE, MASTERED, make_task
+from benchmarks.world.tasks import (
+    ALL,
+    LANGUAGE,
+    LEARNABLE,
+    MASTERED,
+    make_task,
+    pretraining_tasks,
+)
 
 ANSWERS = {
     "copy abc=": "abc",
@@ -37,13 +44,13 @@ class Fixed(random.Random):
 
     def __init__(self, text: str) -> None:
         super().__init__(0)
-        self.text, self.numbers = text, [int(n) for n in text.split("*") if n.isdigit()]
+        self.letters, self.numbers = [*text], [int(n) for n in text.split("*") if n.isdigit()]
 
-    def choices(self, *_, **__):  # type: ignore[no-untyped-def, override]
-        return list(self.text)
+    def choice(self, _):  # type: ignore[no-untyped-def, override]
+        return self.letters.pop(0)
 
     def randint(self, low: int, high: int) -> int:
-        return self.numbers.pop(0) if self.numbers else low
+        return self.numbers.pop(0) if self.numbers else len(self.letters)
 
 
 @pytest.mark.parametrize("prompt", ANSWERS)
@@ -74,6 +81,22 @@ def test_the_pool_has_the_kinds_that_it_should(noise: float) -> None:
         assert counts[kind] == pytest.approx(share * 3000 * (1 - noise), rel=0.1)
     for sort in NOISE:
         assert counts[sort] == pytest.approx(noise * 3000 / len(NOISE), rel=0.1)
+
+
+def test_what_is_asked_is_not_in_the_pool() -> None:
+    asked = {sample.prompt for sample in [*make_pool(300, 0.2, seed=1).values()][::2]}
+    kept = make_pool(300, 0.2, seed=1, held_out=asked)
+    assert 100 < len(kept) < 200
+    assert not asked & {sample.prompt for sample in kept.values()}
+
+
+def test_the_base_model_also_reads_texts_that_stand_alone() -> None:
+    tasks = pretraining_tasks(2000, random.Random(0))
+    alone = [task for task in tasks if task.prompt == "="]
+    asked = [task for task in tasks if task.skill == LANGUAGE and task.prompt != "="]
+    assert {task.skill for task in alone} == {LANGUAGE}
+    assert 0.7 < len(alone) / len(asked) < 1.4
+    assert not {task.skill for task in tasks} & {*LEARNABLE}
 
 
 def test_what_is_spoilt_has_no_right_answer() -> None:
