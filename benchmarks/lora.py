@@ -35,7 +35,7 @@ from instructdiff_ray.config.data import DataConfig
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.engine.batch import Batch
-from instructdiff_ray.engine.metrics import SampleScorer
+from instructdiff_ray.engine.metrics import NO_ADAPTER, SampleScorer
 from instructdiff_ray.results.compare import spearman
 from instructdiff_ray.selection.ranking import Ranking, selected_ids
 from instructdiff_ray.training.worker import with_adapter
@@ -91,8 +91,8 @@ def memory(folder: str, task: str, adapter: bool) -> float:
             model.load_adapter(f"{folder}/adapter")
         ids = [np.ones(LENGTH, dtype=np.int64)] * SAMPLES
         batch = Batch.of(ids, [np.arange(LENGTH) > 0] * SAMPLES, torch.device("cpu"))
-        for scored, adapter_on in ((model, False), (second, True)):
-            SampleScorer(scored.eval(), None, adapter_on if adapter else None).score(batch)
+        for scored, named in ((model, NO_ADAPTER), (second, "default")):
+            SampleScorer(scored.eval(), None, named if adapter else None).score(batch)
     return peak_mib() - idle
 
 

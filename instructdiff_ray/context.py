@@ -13,6 +13,7 @@ from instructdiff_ray.errors import UserError
 from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.model import Model, find_model
 from instructdiff_ray.pool.readers import SourceFile, check_format, source_files
+from instructdiff_ray.pool.sampling import repeat_seed
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.scoring.stats import ScoringStats
 from instructdiff_ray.selection.requirements import (
@@ -64,6 +65,11 @@ class RunContext:
     def with_strategy(self, name: str) -> RunContext:
         """The same with another strategy, one of the arms of the evaluation."""
         return replace(self, config=of_strategy(self.config, name))
+
+    def repeats(self) -> list[RunContext]:
+        """The same for each of `calibrate.repeats`, with the seed of that repeat."""
+        seeds = (repeat_seed(self.config.seed, r) for r in range(self.config.calibrate.repeats))
+        return [self.with_seed(seed) for seed in seeds]
 
 
 def prepare(config: Config, progress: Progress) -> RunContext:

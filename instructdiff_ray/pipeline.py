@@ -27,6 +27,7 @@ from instructdiff_ray.scoring.spec import ScoreTable
 from instructdiff_ray.scoring.stage import finished_scores, score
 from instructdiff_ray.scoring.store import score_stores
 from instructdiff_ray.scoring.token_scores import ShownSample, TokenScores, score_tokens
+from instructdiff_ray.selection.certificate import rank_by_mean
 from instructdiff_ray.selection.ranking import (
     Ranking,
     RankingInputs,
@@ -44,13 +45,13 @@ from instructdiff_ray.training.calibrate import calibrate, calibrated_model, mod
 class Round:
     """One round's result.
 
-    warmup: samples drawn for the first round; calibrated: the model that it compares with the base
-        model; None of a baseline.
+    warmup: samples drawn for the first round; calibrated: the model of each repeat that it compares
+        with the base model; none of a baseline.
     """
 
     number: int
     warmup: int
-    calibrated: ModelByDomain | None
+    calibrated: Sequence[ModelByDomain]
     ranking: Ranking
 
 
@@ -62,22 +63,25 @@ def run_rounds(context: RunContext, pool: Pool, build: bool = True) -> Iterator[
     if context.strategy.calibrates:
         yield from algorithm_1(context, pool, context.config.rounds, build)
     else:
-        yield Round(1, 0, None, select_samples(context, pool, score_pool(context, pool, None)))
+        yield Round(1, 0, (), select_samples(context, pool, score_pool(context, pool, ())))
 
 
 def algorithm_1(
     context: RunContext, pool: Pool, rounds: int, build: bool = True
 ) -> Iterator[Round]:
-    """InstructDiff, as Algorithm 1 of the paper has it. pool: D; rounds: K."""
-    sample_ids = draw_warmup(context, pool)  # W ← random α·N of D
-    warmup = len(sample_ids)
+    """InstructDiff, as Algorithm 1 of the paper has it. pool: D; rounds: K.
+
+    With `calibrate.repeats` there are several W and π_cal, and the mean of their ΔNLL and ΔH.
+    """
+    samples = [draw_warmup(repeat, pool) for repeat in context.repeats()]  # W ← random α·N of D
+    warmup = len(samples[0])
     for k in range(1, rounds + 1):
-        calibrated = calibrate_on(context, pool, sample_ids, build)  # π_cal, always from the base
+        calibrated = calibrate_repeats(context, pool, samples, build)  # π_cal, always from the base
         scores = score_pool(context, pool, calibrated, build)  # ΔNLL, ΔH; the base model's once
         ranking = select_samples(context, pool, scores)  # B, D′
         yield Round(k, warmup, calibrated, ranking)
         if k < rounds:
-            sample_ids = selected_ids(ranking)
+            samples = [selected_ids(ranking)] * len(samples)
 
 
 def last_round(context: RunContext, pool: Pool, build: bool = True) -> Round:
@@ -86,13 +90,14 @@ def last_round(context: RunContext, pool: Pool, build: bool = True) -> Round:
     return last
 
 
-def training_ids(context: RunContext, pool: Pool) -> list[str]:
-    """What the last round calibrates on, from finished artifacts: the warm-up subset, or the
-    selection of the round before."""
+def training_ids(context: RunContext, pool: Pool) -> list[list[str]]:
+    """What each repeat of the last round calibrates on, from finished artifacts: its warm-up
+    subset, or the selection of the round before."""
+    repeats = context.repeats()
     if context.config.rounds == 1:
-        return draw_warmup(context, pool)
+        return [draw_warmup(repeat, pool) for repeat in repeats]
     *_, previous = algorithm_1(context, pool, context.config.rounds - 1, build=False)
-    return selected_ids(previous.ranking)
+    return [selected_ids(previous.ranking)] * len(repeats)
 
 
 def ingest_pool(context: RunContext, build: bool = True) -> Pool:
@@ -130,6 +135,16 @@ def draw_warmup(context: RunContext, pool: Pool) -> list[str]:
         rest = partial(pool.ids_of, lambda name: name not in apart)
         ids += sample_warmup(rest, config.calibrate.ratio, config.seed)
     return sorted(ids)
+
+
+def calibrate_repeats(
+    context: RunContext, pool: Pool, samples: Sequence[list[str]], build: bool = True
+) -> list[ModelByDomain]:
+    """The model of each repeat, calibrated on its samples with its seed."""
+    return [
+        calibrate_on(repeat, pool, sample_ids, build)
+        for repeat, sample_ids in zip(context.repeats(), samples, strict=True)
+    ]
 
 
 def calibrate_on(
@@ -175,9 +190,10 @@ def finetune_on(context: RunContext, pool: Pool, sample_ids: list[str]) -> Model
 
 
 def score_pool(
-    context: RunContext, pool: Pool, calibrated: ModelByDomain | None, build: bool = True
+    context: RunContext, pool: Pool, calibrated: Sequence[ModelByDomain], build: bool = True
 ) -> dict[str, ScoreTable]:
-    """All scores that the strategy needs, by name; a baseline has no calibrated model."""
+    """All scores that the strategy needs, by name. calibrated: of each repeat; a baseline has
+    none."""
     config, storage = context.config, context.storage
     specs = required_scores(config, context.base, calibrated, context.baseline_models)
     if not build:
@@ -188,8 +204,9 @@ def score_pool(
 def score_shown(
     context: RunContext, result: Round, samples: Sequence[ShownSample], build: bool = True
 ) -> dict[str, TokenScores]:
-    """The token scores, by id, of samples that are to be shown; of a baseline's there are none."""
-    if result.calibrated is None:
+    """The token scores, by id, of samples that are to be shown; of a baseline's there are none. Of
+    several repeats the first is shown."""
+    if not result.calibrated:
         return {}
     config, pool = context.config, result.ranking.pool
     specs = required_scores(config, context.base, result.calibrated, context.baseline_models)
@@ -218,7 +235,9 @@ def select_samples(context: RunContext, pool: Pool, scores: Mapping[str, ScoreTa
 def rank_pool(context: RunContext, pool: Pool, scores: Mapping[str, ScoreTable]) -> Ranking:
     """The same of scores by which the pool was ranked before, without a word: under other budgets,
     say."""
-    return rank(pool, scores, _ranking_inputs(context, pool))
+    inputs = _ranking_inputs(context, pool)
+    several = len(inputs.repeats) > 1
+    return (rank_by_mean if several else rank)(pool, scores, inputs)
 
 
 def _ranking_inputs(context: RunContext, pool: Pool) -> RankingInputs:
@@ -234,6 +253,7 @@ def _ranking_inputs(context: RunContext, pool: Pool) -> RankingInputs:
         context.baseline_models.weights,
         warmup,
         guards=guards_to_show(config),
+        repeats=tuple(range(config.calibrate.repeats)) if strategy.calibrates else (0,),
     )
     if strategy.order is None:
         return inputs

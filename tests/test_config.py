@@ -61,6 +61,7 @@ IMPOSSIBLE: list[tuple[Callable[..., Any], str, str, list[Any]]] = [
     (CalibrateConfig, "ratio", "calibrate.ratio", [0, -0.1, 1.01, NAN, INF]),
     (CalibrateConfig, "epochs", "calibrate.epochs", [0, -1, NAN]),
     (CalibrateConfig, "global_batch_size", "calibrate.global_batch_size", [0, -4, NAN]),
+    (CalibrateConfig, "repeats", "calibrate.repeats", [0, -1, NAN]),
     (CalibrateConfig, "max_length", "calibrate.max_length", [1, 0, -5, NAN]),
     (CalibrateConfig, "learning_rate", "calibrate.learning_rate", [0, -1e-5, NAN, INF]),
     (CalibrateConfig, "weight_decay", "calibrate.weight_decay", [-0.01, NAN, INF]),
@@ -122,6 +123,21 @@ def test_the_share_selected_fits_what_the_shares_rejected_leave() -> None:
     with pytest.raises(UserError, match=r"select\.ratio=0\.11 .*select\.reject_ratio=0\.45.*0\.1 "):
         check_strategy(Config(select=too_much))
     check_strategy(Config(select=too_much, strategy="random"))  # has no filter
+
+
+@pytest.mark.parametrize(
+    "select", [{"exclude_warmup": True}, {"filter": "ppl"}, {"entropy": "middle"}]
+)
+def test_what_several_repeats_can_not_do_is_refused(select: dict[str, Any]) -> None:
+    ablation, several = SelectConfig(**select), CalibrateConfig(repeats=2)
+    with pytest.raises(UserError, match="calibrate.repeats"):
+        check_strategy(Config(select=ablation, calibrate=several))
+    check_strategy(Config(select=ablation))
+    check_strategy(Config(calibrate=several))
+    own = {"math": {"select": select}}
+    if "filter" not in select:
+        with pytest.raises(UserError, match="calibrate.repeats"):
+            check_strategy(Config(calibrate=several, domains=own))
 
 
 @settings(deadline=None, max_examples=300, derandomize=True)

@@ -24,6 +24,7 @@ from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.template import Encoded
 from instructdiff_ray.pipeline import (
     calibrate_on,
+    calibrate_repeats,
     draw_warmup,
     ingest_pool,
     last_round,
@@ -39,6 +40,7 @@ from instructdiff_ray.results.examples import choose_examples
 from instructdiff_ray.results.outputs import write_round
 from instructdiff_ray.sample import Part
 from instructdiff_ray.scoring.token_scores import ShownSample
+from instructdiff_ray.selection.ranking import selected_ids
 from tests.engine.test_metrics import plain_score
 from tests.selection.test_select import plain_fates
 
@@ -173,7 +175,7 @@ def test_the_second_round_calibrates_on_the_first_rounds_selection(run: Finished
     manifest = read_json(str(model.parents[1]), "manifest.json")
     assert manifest["info"]["samples"] == len(first)
     pool = ingest_pool(run.context, build=False)
-    assert training_ids(run.context, pool) == first
+    assert training_ids(run.context, pool) == [first]
 
 
 def test_the_selection_follows_from_the_ranking_and_holds_the_source_rows(run: FinishedRun) -> None:
@@ -423,6 +425,53 @@ def test_a_selection_of_nothing_is_told_and_not_written(
     nothing = replace(config, rounds=1, calibrate=whole, select=select, run_dir=str(tmp_path))
     warmup = draw_warmup(run.context, pool)
     calibrated = calibrate_on(run.context, pool, warmup, build=False)
-    scores = score_pool(run.context, pool, calibrated, build=False)
+    scores = score_pool(run.context, pool, [calibrated], build=False)
     with pytest.raises(UserError, match="strategy=instructdiff selects nothing"):
         select_samples(context_of(nothing), pool, scores)
+
+
+@pytest.mark.slow
+def test_more_repeats_cost_what_is_new_and_rank_by_the_mean(
+    run: FinishedRun, config: Config, tmp_path: Path
+) -> None:
+    def repeated(repeats: int, name: str) -> FinishedRun:
+        calibrate = replace(config.calibrate, repeats=repeats)
+        folder = str(tmp_path / name)
+        return run_method(replace(config, calibrate=calibrate, rounds=1, run_dir=folder))
+
+    first = read_json(f"{run.folder}/round-1", "summary.json")
+    assert "stability" not in first and "calibrated_models" not in first
+    two, count = repeated(2, "two"), first["counts"]["pool"]
+    assert two.summary["scoring"]["samples_scored"] == {
+        "base": 0,
+        "calibrated": 0,  # the first repeat is the run with one
+        "calibrated-1": count,
+    }
+    assert two.summary["calibrated_model"] == first["calibrated_model"]
+    assert two.summary["calibrated_models"][0] == first["calibrated_model"]
+    assert first["keys"].items() <= two.summary["keys"].items()
+    assert two.summary["keys"].keys() - first["keys"].keys() == {
+        "calibrated-1_scores",
+        "calibrated-1_model",
+    }
+    three = repeated(3, "three")
+    scored = three.summary["scoring"]["samples_scored"]
+    assert scored.pop("calibrated-2") == count and not any(scored.values())
+    stability = three.summary["stability"]
+    assert stability["repeats"] == 3 and 0 < stability["overlap"] <= 1
+    assert "stability   two single runs share" in three.output
+    assert "<h2>Stability</h2>" in Path(three.folder, "report/index.html").read_text()
+    table = pq.read_table(f"{three.folder}/ranking.parquet")
+    assert table.column_names[-2:] == ["selection_probability", "delta_entropy_std"]
+    for delta, scores in (("delta_nll", "nll"), ("delta_entropy", "entropy")):
+        signed = 1 if scores == "nll" else -1
+        change = table[f"calibrated_{scores}"].to_numpy() - table[f"base_{scores}"].to_numpy()
+        assert np.array_equal(table[delta].to_numpy(), signed * change)
+    # One stage at a time finds the same.
+    pool = ingest_pool(three.context, build=False)
+    samples = training_ids(three.context, pool)
+    assert len({tuple(ids) for ids in samples}) == 3
+    calibrated = calibrate_repeats(three.context, pool, samples, build=False)
+    scores = score_pool(three.context, pool, calibrated, build=False)
+    ranking = select_samples(three.context, pool, scores)
+    assert selected_ids(ranking) == selected(f"{three.folder}/ranking.parquet")

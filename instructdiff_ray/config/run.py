@@ -18,7 +18,7 @@ from instructdiff_ray.config.training import (
 from instructdiff_ray.errors import UserError, require
 
 # What can't differ between the domains of one pool.
-ALL_DOMAINS_CALIBRATE = ("max_length", "per_domain")
+ALL_DOMAINS_CALIBRATE = ("max_length", "per_domain", "repeats")
 ALL_DOMAINS_SELECT = ("filter",)
 
 

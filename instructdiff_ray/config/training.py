@@ -23,6 +23,8 @@ class CalibrateConfig:
         subset, instead of one for all.
     warmup_steps_ratio: share of the steps in which the learning rate rises.
     gradient_checkpointing: recompute activations to save memory.
+    repeats: calibrations, each on another warm-up subset; ranking is by the mean change. With more
+        than one a run says how stable its selection is.
     """
 
     ratio: float = 0.1
@@ -36,10 +38,11 @@ class CalibrateConfig:
     gradient_checkpointing: bool = False
     lora_rank: int | None = None
     per_domain: bool = False
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         require(0 < self.ratio <= 1, f"calibrate.ratio={self.ratio} must be in (0, 1]")
-        for name in ("epochs", "global_batch_size"):
+        for name in ("epochs", "global_batch_size", "repeats"):
             require(getattr(self, name) >= 1, f"calibrate.{name}={getattr(self, name)} must be ≥ 1")
         require(
             self.lora_rank is None or self.lora_rank >= 1,

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 SLICE_POSITIONS = {"cpu": 1024, "cuda": 4096}
 # Logits of one tile: near the cores of a CPU, and on a GPU no more than it needs to be busy.
 TILE_BYTES = {"cpu": 4 << 20, "cuda": 128 << 20}
+NO_ADAPTER = ""
 # A masked-out word has logit −inf; this has the same probability, 0, and a finite product with it.
 MASKED = -1e30
 
@@ -105,7 +106,8 @@ class SampleScorer:
     """Scores batches of encoded samples with one model, on the device that holds it.
 
     rating_tokens: None scores NLL and entropy; else ratings by these tokens (rating.py).
-    adapter: whether the model's LoRA adapter is on; None: it has none.
+    adapter: name of the model's LoRA adapter that is on, NO_ADAPTER: none of them; None: it has
+        none.
     packed: whether the model takes samples without padding; operations: of its matrix products, as
     `operations_per_token` gives them.
     """
@@ -114,7 +116,7 @@ class SampleScorer:
         self,
         model: PreTrainedModel,
         rating_tokens: list[int] | None = None,
-        adapter: bool | None = None,
+        adapter: str | None = None,
     ) -> None:
         self.model = model
         self.rating_tokens = rating_tokens
@@ -140,8 +142,11 @@ class SampleScorer:
 
         fp32 [2, scored], nats, or [1, scored].
         """
-        if self.adapter is not None:
-            (self.model.enable_adapters if self.adapter else self.model.disable_adapters)()
+        if self.adapter == NO_ADAPTER:
+            self.model.disable_adapters()
+        elif self.adapter is not None:
+            self.model.enable_adapters()
+            self.model.set_adapter(self.adapter)
         if self.head is None:
             scored = [self._measure(*logits) for logits in self._full_logits(batch)]
         else:

@@ -97,15 +97,17 @@ def _select(context: RunContext, pool: Pool) -> tuple[Ranking, SelectingCost]:
     for index in pool.index(["tokens", "response_tokens"]):
         lengths.update({name: pc.sum(index[name]).as_py() for name in index.column_names})
     trained, read = 0, Counter[str]()
-    ids = draw_warmup(context, pool) if context.strategy.calibrates else []
+    repeats = context.repeats() if context.strategy.calibrates else []
+    samples = [draw_warmup(repeat, pool) for repeat in repeats]
     for result in run_rounds(context, pool):
-        trained += _calibration_tokens(config, pool, ids)
+        trained += sum(_calibration_tokens(config, pool, ids) for ids in samples)
         for spec in required_scores(
             config, context.base, result.calibrated, context.baseline_models
         ):
-            if result.number == 1 or spec.model is result.calibrated:  # others are there by then
+            of_round = any(spec.model is model for model in result.calibrated)
+            if result.number == 1 or of_round:  # others are there by then
                 read[spec.name] += lengths[length_column(spec.encoding)]
-        ids = selected_ids(result.ranking)
+        samples = [selected_ids(result.ranking)] * len(samples)
     return result.ranking, SelectingCost(trained, dict(read), time.monotonic() - began)
 
 

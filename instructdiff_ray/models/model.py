@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -114,10 +114,17 @@ class Model:
             )
         return tokenizer
 
-    def load(self, precision: str, device: torch.device | None = None) -> PreTrainedModel:
+    @property
+    def adapter_name(self) -> str:
+        """What the adapter is called in the loaded model: a name without dots."""
+        return self.identity.replace("/", "-")
+
+    def load(
+        self, precision: str, device: torch.device | None = None, beside: Sequence[Model] = ()
+    ) -> PreTrainedModel:
         """The model in evaluation mode, from safetensors only (no pickle is read).
 
-        precision: fp32 | bf16.
+        precision: fp32 | bf16; beside: models that are other adapters of the same weights.
         """
         from transformers import AutoModelForCausalLM
 
@@ -128,8 +135,9 @@ class Model:
             use_safetensors=True,
             dtype=DTYPES[precision],
         )
-        if self.adapter:
-            model.load_adapter(local_copy(self.adapter))
+        for adapted in (self, *beside):
+            if adapted.adapter:
+                model.load_adapter(local_copy(adapted.adapter), adapted.adapter_name)
         # Loaded and then moved: a device map would need accelerate's hooks in every forward pass.
         model = model.eval()
         return model if device is None else model.to(device)

@@ -44,6 +44,13 @@ def draw(sample_id: str, key: str) -> int:
     return int.from_bytes(digest, "big")
 
 
+def repeat_seed(seed: int, repeat: int) -> int:
+    """The seed of one of several calibrations: of its warm-up subset, and of training. The first
+    has the run's own; the others' are hashes below 2³¹, so that the repeats of runs with other
+    seeds are other repeats."""
+    return seed if repeat == 0 else draw(str(repeat), f"repeat {seed}") >> 33
+
+
 def floor_share(ratio: float, count: int) -> int:
     """⌊ratio · count⌋ of the ratio as it is written: 0.29 · 100 is 29, though not in floats."""
     return math.floor(Fraction(str(ratio)) * count)

@@ -8,6 +8,11 @@ from typing import Any
 from instructdiff_ray.context import RunContext
 from instructdiff_ray.progress import duration
 from instructdiff_ray.results.labels import LABELS
+from instructdiff_ray.selection.stability import (
+    CORE_PROBABILITY,
+    MOST_REPEATS,
+    WANTED_OVERLAP,
+)
 from instructdiff_ray.storage.filesystem import Folder, join
 
 POINTS = ("p05", "p25", "p50", "p75", "p95")
@@ -21,12 +26,15 @@ def show_result(context: RunContext, summary: Mapping[str, Any]) -> None:
 def result_table(summary: Mapping[str, Any], folder: Folder) -> str:
     """Counts, quantiles by domain, time and speed, and where the outputs are."""
     blocks = [_counts(summary), _domains(summary["domains"]), _cost(summary)]
+    if stability := summary.get("stability"):
+        blocks.append(_stability(stability))
     if warnings := summary["warnings"]:
         blocks.append("\n".join(f"warning     {warning['message']}" for warning in warnings))
     names = ("selected.jsonl", "ranking.parquet", "rejects.jsonl", "report/index.html")
     paths = "\n".join(f"  {join(folder.path, name)}" for name in (*names, "summary.json"))
-    if models := summary["calibrated_model"]:
-        listed = models.values() if isinstance(models, dict) else [models]
+    models = summary.get("calibrated_models") or [summary["calibrated_model"]]
+    listed = [p for m in models if m for p in (m.values() if isinstance(m, dict) else [m])]
+    if listed:
         blocks.append("\n  ".join(["calibrated model", *listed]))
     return "\n" + "\n\n".join([*blocks, paths])
 
@@ -99,6 +107,18 @@ def _domains(domains: Mapping[str, Mapping[str, Any]]) -> str:
             counts = f"{domain['pool']:>10,}{domain['selected']:>10,}" if first else " " * 20
             lines.append(f"{name if first else '':<{width}}{counts}    {label:<9}{values}")
     return "\n".join(lines)
+
+
+def _stability(stability: Mapping[str, Any]) -> str:
+    """In two lines, what other runs would select."""
+    repeats, needed = stability["repeats"], stability["repeats_needed"]
+    return (
+        f"stability   two single runs share {stability['overlap']:.0%} of their selections, two of"
+        f" {repeats} calibrations about {stability['mean_overlap']:.0%}\n"
+        f"            {stability['stable_core']:,} samples are selected by at least"
+        f" {CORE_PROBABILITY:.0%} of single runs; calibrate.repeats="
+        f"{needed or f'{MOST_REPEATS} or more'} would reach {WANTED_OVERLAP:.0%}"
+    )
 
 
 def _cost(summary: Mapping[str, Any]) -> str:

@@ -17,8 +17,10 @@ from instructdiff_ray.selection.counts import (
     fate_counts,
     guard_counts,
     scored_counts,
+    stability_counts,
     token_counts,
 )
+from instructdiff_ray.selection.strategies import repeat_scores
 
 SUMMARY = "summary.json"
 
@@ -38,7 +40,7 @@ def summarize(
     guards = guard_counts(ranking)
     warnings = find_warnings(ranking, counts, guards, concentrations)
     scoring_s = context.progress.seconds.get("score", 0.0) if stats.tokens else 0.0
-    paths = model_paths(result.calibrated)
+    paths = [model_paths(repeat) for repeat in result.calibrated]
     return {
         "strategy": context.config.strategy,
         "round": result.number,
@@ -46,9 +48,11 @@ def summarize(
         "counts": counts,
         "guards": guards,
         "concentrations": [asdict(concentration) for concentration in concentrations],
+        **({"stability": stability_counts(ranking)} if ranking.stability else {}),
         "warnings": [asdict(warning) for warning in warnings],
         "base_model": context.base.path,
-        "calibrated_model": paths.get("") or paths or None,
+        "calibrated_model": paths[0] if paths else None,
+        **({"calibrated_models": paths} if len(paths) > 1 else {}),
         "scoring": {
             "tokens": stats.tokens,
             "seconds": scoring_s,
@@ -66,17 +70,21 @@ def summarize(
     }
 
 
-def model_paths(calibrated: ModelByDomain | None) -> dict[str, str]:
-    """Where the calibrated models are, by domain; the name is empty where one is for all."""
-    return {domain: model.trained for domain, model in models_by_domain(calibrated).items()}
+def model_paths(calibrated: ModelByDomain) -> str | dict[str, str]:
+    """Where the calibrated model is, or by domain where each has its own."""
+    paths = {domain: model.trained for domain, model in models_by_domain(calibrated).items()}
+    return paths.get("") or paths
 
 
 def _scores_keys(scores: Mapping[str, ScoreTable]) -> dict[str, str]:
     return {f"{name}_scores": table.artifact.key for name, table in scores.items()}
 
 
-def _model_keys(calibrated: ModelByDomain | None) -> dict[str, str]:
+def _model_keys(calibrated: Sequence[ModelByDomain]) -> dict[str, str]:
     return {
-        f"calibrated_model_{domain}" if domain else "calibrated_model": model.identity.split("/")[0]
-        for domain, model in models_by_domain(calibrated).items()
+        "_".join(filter(None, (repeat_scores(repeat), "model", domain))): model.identity.split("/")[
+            0
+        ]
+        for repeat, models in enumerate(calibrated)
+        for domain, model in models_by_domain(models).items()
     }

@@ -22,6 +22,7 @@ from instructdiff_ray.results.composition import (
     Concentration,
 )
 from instructdiff_ray.selection.ranking import Ranking
+from instructdiff_ray.selection.stability import MOST_REPEATS, WANTED_OVERLAP
 
 # Of the selection, and of the pool.
 ATYPICAL_SHARE, TRUNCATED_SHARE = 0.01, 0.03
@@ -31,6 +32,8 @@ CORRELATION = 0.8
 # By how much the selection's share of one source or text may exceed the pool's; and of how many
 # samples shares mean something.
 EXCESS_SHARE, LEAST_SELECTED = 0.25, 30
+# Of two such runs, expected; two single ones in docs/strategies.md share 0.58 to 0.93.
+LEAST_OVERLAP = 0.5
 # Rows of which correlations are taken: a whole number of partitions, which are random samples.
 CORRELATION_ROWS = 20_000
 DEDUPLICATE = "look at the random draw in the report, and leave copies of one text out of the pool"
@@ -67,7 +70,7 @@ def find_warnings(
     if "typical" in guards:
         found += _of_guard(guards["typical"]["selected_above_limit"], counts["selected"])
     if ranking.inputs.strategy.calibrates:
-        found += [*_of_calibration(ranking), *_of_ranks(ranking)]
+        found += [*_of_calibration(ranking), *_of_ranks(ranking), *_of_repeats(ranking)]
     return found
 
 
@@ -165,6 +168,20 @@ def _of_ranks(ranking: Ranking) -> Iterator[RunWarning]:
                 CORRELATION,
                 f"ΔH has a rank correlation of {correlation:+.2f} with {name}: the method selects"
                 f" by little else; {advice} (jobs/compare.py)",
+            )
+
+
+def _of_repeats(ranking: Ranking) -> Iterator[RunWarning]:
+    for name, stability in ranking.stability.items():
+        if name and stability.mean_overlap < LEAST_OVERLAP:
+            needed = stability.repeats_needed or f"{MOST_REPEATS} or more"
+            yield RunWarning(
+                "unstable selection",
+                stability.mean_overlap,
+                LEAST_OVERLAP,
+                f"domain {name}: another such run would select {stability.mean_overlap:.0%} of the"
+                f" same samples; raise calibrate.repeats ({needed} would reach"
+                f" {WANTED_OVERLAP:.0%}), calibrate.ratio or calibrate.epochs",
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import asdict
 
 import numpy as np
@@ -14,8 +14,9 @@ from ray.actor import ActorHandle
 from transformers import PreTrainedModel
 
 from instructdiff_ray.engine.batch import Batch, token_batches
-from instructdiff_ray.engine.metrics import SampleScorer
+from instructdiff_ray.engine.metrics import NO_ADAPTER, SampleScorer
 from instructdiff_ray.engine.throughput import Throughput, keep_freed_memory, matmul_rate
+from instructdiff_ray.models.model import Model
 from instructdiff_ray.sample import Reject
 from instructdiff_ray.scoring.blocks import KILLS_SCORER, OUT_OF_MEMORY, score_columns, token_lists
 from instructdiff_ray.scoring.crash_guard import MAX_DEATHS, CrashGuardClient
@@ -168,20 +169,20 @@ def load_scorers(
 ) -> list[dict[str, SampleScorer]]:
     """By encoding, a scorer for each target; a model and adapters of it share one copy of its
     weights."""
-    models = {target.model.identity: target.model for target in targets}
-    for model in models.values():
+    sharing: dict[str, dict[str, Model]] = defaultdict(dict)
+    for model in (target.model for target in targets):
         model.check()
-    adapted = {model.path: model for model in models.values() if model.adapter}
+        sharing[model.path][model.identity] = model
     loaded: dict[str, PreTrainedModel] = {}
+    for path, models in sharing.items():
+        first, *beside = models.values()
+        loaded[path] = first.load(precision, device, beside)
 
     def make(target: ScoreTarget) -> SampleScorer:
         model, rating_tokens = target.model, target.encoding.rating_tokens()
-        shared = adapted.get(model.path, model)
-        assert model.adapter in (None, shared.adapter), "one adapter at a time"
-        if model.path not in loaded:
-            loaded[model.path] = shared.load(precision, device)
-        adapter_on = None if shared.adapter is None else model.adapter is not None
-        return SampleScorer(loaded[model.path], rating_tokens, adapter_on)
+        adapted = any(other.adapter for other in sharing[model.path].values())
+        named = model.adapter_name if model.adapter else NO_ADAPTER
+        return SampleScorer(loaded[model.path], rating_tokens, named if adapted else None)
 
     return [
         {target.name: make(target) for target in group} for group in by_encoding(targets).values()

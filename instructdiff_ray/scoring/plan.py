@@ -19,6 +19,9 @@ from instructdiff_ray.scoring.blocks import KILLS_SCORER, OUT_OF_MEMORY
 from instructdiff_ray.scoring.store import ScoreStore, aligned, read_shards
 from instructdiff_ray.storage.filesystem import Folder
 
+# Copies of weights that a scorer holds at most: those of a base and a calibrated model. Adapters
+# come on top, for they are small.
+MOST_WEIGHTS = 2
 # What a shard says of whether a sample needs to be scored.
 DONE = pa.schema([("sample_id", pa.string()), ("reason", pa.string())])
 
@@ -92,14 +95,15 @@ def targets_of(stores: Sequence[ScoreStore], domain: str | None) -> list[ScoreTa
 
 def _sharing_models(targets: Targets) -> list[list[ScoreTarget]]:
     """Targets in groups, each for one kind of scorer: an encoding whose models all belong to the
-    scorers of another goes along with it."""
+    scorers of another goes along with it, and one of more models than fit is split."""
 
     def models(group: Targets) -> set[str]:
         return {target.model.identity for target in group}
 
     groups: list[list[ScoreTarget]] = []
     held: list[set[str]] = []  # by the scorers of each group
-    for group in sorted(by_encoding(targets).values(), key=lambda group: -len(models(group))):
+    fitting = [part for group in by_encoding(targets).values() for part in _fitting(group)]
+    for group in sorted(fitting, key=lambda group: -len(models(group))):
         number = next((n for n, others in enumerate(held) if models(group) <= others), None)
         if number is None:
             groups.append(group)
@@ -107,6 +111,15 @@ def _sharing_models(targets: Targets) -> list[list[ScoreTarget]]:
         else:
             groups[number] += group
     return groups
+
+
+def _fitting(group: Targets) -> list[list[ScoreTarget]]:
+    """The targets in parts whose weights fit one scorer; adapters go with their base model's."""
+    places = {path: n for n, path in enumerate(dict.fromkeys(t.model.path for t in group))}
+    parts: dict[int, list[ScoreTarget]] = defaultdict(list)
+    for target in group:
+        parts[places[target.model.path] // MOST_WEIGHTS].append(target)
+    return list(parts.values())
 
 
 def find_lacking(pool: Pool, targets: Targets, domain: str | None = None) -> list[ScorePass]:

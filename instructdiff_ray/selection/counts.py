@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from instructdiff_ray.selection.guards import GUARDS
-from instructdiff_ray.selection.ranking import Ranking
+from instructdiff_ray.selection.ranking import PROBABILITY, Ranking
 from instructdiff_ray.selection.select import ABOVE, BELOW, EXCLUDED, NOT_TOP, SELECTED
+from instructdiff_ray.selection.stability import CORE_PROBABILITY
 
 QUANTILES = (5, 25, 50, 75, 95)
 
@@ -55,6 +57,21 @@ def guard_counts(ranking: Ranking) -> dict[str, dict[str, Any]]:
             "selected_above_limit": int((above & selected).sum()),
         }
     return counts
+
+
+def stability_counts(ranking: Ranking) -> dict[str, Any]:
+    """What `summary.json` says of the stability of a ranking by several calibrations: of all, and
+    of each domain under `domains`."""
+    domain = ranking.table["domain"].combine_chunks()
+    core = ranking.table[PROBABILITY.name].to_numpy() >= CORE_PROBABILITY
+    sizes = np.bincount(domain.indices.to_numpy()[core], minlength=len(domain.dictionary))
+    counts = dict(zip(domain.dictionary.to_pylist(), sizes.tolist(), strict=True))
+    counts[""] = int(core.sum())
+    figures = {
+        name: {**asdict(stability), "stable_core": counts[name]}
+        for name, stability in ranking.stability.items()
+    }
+    return {"repeats": len(ranking.inputs.repeats), **figures.pop(""), "domains": figures}
 
 
 def token_counts(ranking: Ranking) -> dict[str, int]:

@@ -24,6 +24,7 @@ from instructdiff_ray.selection.select import (
     select,
     take_within_budget,
 )
+from instructdiff_ray.selection.stability import Stability
 from instructdiff_ray.selection.strategies import (
     BASE,
     CALIBRATED,
@@ -32,6 +33,8 @@ from instructdiff_ray.selection.strategies import (
     delta_entropy,
     delta_nll,
     delta_ppl,
+    is_repeat,
+    repeat_scores,
 )
 
 # The columns of `ranking.parquet`; null where the strategy does without. A baseline has one more,
@@ -52,6 +55,10 @@ RANKING = pa.schema(
     ]
 )
 VALUE = pa.field("value", pa.float64())
+# Of a ranking by the mean of several calibrations: the probability that a single one selects the
+# sample, and the standard deviation of its ΔH over them.
+PROBABILITY = pa.field("selection_probability", pa.float32())
+DELTA_ENTROPY_STD = pa.field("delta_entropy_std", pa.float32())
 # What excludes a sample: the strategy's own rule, an option, or a guard.
 STRATEGY, WARMUP = "strategy", "warmup"
 EXCLUDED_BY = (STRATEGY, WARMUP, *GUARDS)
@@ -64,6 +71,7 @@ class RankingInputs:
 
     select: a domain's name → its configuration; filter: as in SelectConfig, of all domains.
     seed, weights, order: as in StrategyBatch.
+    repeats: numbers of the calibrations by the mean of whose scores is ranked.
     warmup: sorted ids of the warm-up subset, where some domain excludes it.
     guards: those whose values are wanted; the domains' configurations say which of them exclude.
     """
@@ -76,6 +84,7 @@ class RankingInputs:
     warmup: np.ndarray | None = None
     order: Mapping[str, int] = field(default_factory=dict)
     guards: tuple[str, ...] = ()
+    repeats: tuple[int, ...] = (0,)
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -91,6 +100,7 @@ class Ranking:
         each sample that has scores, in the order of sample_id: all that the driver holds of it.
     rejected: rows of REJECTED, the samples that could not be scored.
     limits: domain → guard → the value above which it excludes.
+    stability: by domain, and of all under ""; only of a ranking by several calibrations.
     """
 
     pool: Pool
@@ -99,13 +109,15 @@ class Ranking:
     table: pa.Table
     rejected: pa.Table
     limits: Mapping[str, Mapping[str, float]]
+    stability: Mapping[str, Stability] = field(default_factory=dict)
 
     @property
     def schema(self) -> pa.Schema:
         """Of `ranking.parquet`."""
         measures = [pa.field(GUARDS[name].measure, pa.float64()) for name in self.inputs.guards]
         value = [] if self.inputs.strategy.calibrates else [VALUE]
-        return pa.schema([*RANKING, *measures, *value])
+        stability = [PROBABILITY, DELTA_ENTROPY_STD] if self.stability else []
+        return pa.schema([*RANKING, *measures, *value, *stability])
 
     @property
     def fates(self) -> pa.Array:
@@ -316,7 +328,25 @@ def _batches(
     tables = [table.read([*of_scores, *table.measures, "reason"]) for table in scores.values()]
     for index, *scored in zip(pool.index(of_index), *tables, strict=True):
         named = dict(zip(scores, scored, strict=True))
+        named = _mean_of_repeats(named, inputs.repeats)
         yield StrategyBatch(index, named, inputs.seed, inputs.weights, inputs.order)
+
+
+def _mean_of_repeats(scores: dict[str, pa.Table], repeats: Sequence[int]) -> dict[str, pa.Table]:
+    """The scores, those of the calibrated model as the mean over these of its repeats; a sample
+    that any repeat could not score has none."""
+    every = [name for name in scores if is_repeat(name)]
+    if len(every) < 2:
+        return scores
+    mean = scores[CALIBRATED]
+    for measure in LIKELIHOOD:
+        columns = [scores[repeat_scores(r)][measure].to_numpy() for r in repeats]
+        values = pa.array(np.mean(columns, axis=0), pa.float64(), from_pandas=True)
+        mean = mean.set_column(mean.column_names.index(measure), measure, values)
+    for column in {"reason", "detail"} & {*mean.column_names}:
+        known = pc.coalesce(*(scores[name][column] for name in every))
+        mean = mean.set_column(mean.column_names.index(column), column, known)
+    return {**scores, CALIBRATED: mean}
 
 
 def _complete(batch: StrategyBatch, inputs: RankingInputs) -> StrategyBatch:

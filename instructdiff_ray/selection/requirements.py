@@ -23,6 +23,7 @@ from instructdiff_ray.selection.strategies import (
     SMALL_ALONE,
     STRATEGIES,
     rating_scores,
+    repeat_scores,
 )
 
 # As the authors of Superfiltering have it.
@@ -55,6 +56,8 @@ def check_strategy(config: Config) -> None:
         config.select.check_room()
         for domain in config.domains:
             config.select_of(domain).check_room(f"domains.{domain}: ")
+        if config.calibrate.repeats > 1:
+            _check_repeats(config)
     require(
         strategy.order is None or not (config.excludes_warmup() or guards_in_force(config)),
         f"strategy={name} goes by the whole set and can exclude no sample from it; leave out"
@@ -87,6 +90,22 @@ def of_strategy(config: Config, name: str) -> Config:
     """The same with another strategy; one that calibrates no model has one round."""
     rounds = config.rounds if STRATEGIES[name].calibrates else 1
     return replace(config, strategy=name, rounds=rounds)
+
+
+def _check_repeats(config: Config) -> None:
+    """How stable a selection is is known of the method alone; and what several repeats are
+    calibrated on may be most of the pool."""
+    require(
+        not config.excludes_warmup(),
+        "select.exclude_warmup=true excludes what any repeat was calibrated on, too much of the"
+        " pool; use calibrate.repeats=1",
+    )
+    require(
+        config.select.filter == "nll"
+        and all(config.select_of(name).entropy == "lowest" for name in ("", *config.domains)),
+        f"calibrate.repeats={config.calibrate.repeats} goes with select.filter=nll and"
+        " select.entropy=lowest alone; use calibrate.repeats=1 for ablations",
+    )
 
 
 def guards_in_force(config: Config) -> tuple[str, ...]:
@@ -134,18 +153,21 @@ def _find(config: Config, name: str, setting: str) -> Model:
 def required_scores(
     config: Config,
     base: Model,
-    calibrated: ModelByDomain | None,
+    calibrated: Sequence[ModelByDomain],
     baseline_models: BaselineModels,
 ) -> list[ScoreSpec]:
-    """All scores that the strategy and the options need. calibrated: None where neither asks."""
+    """All scores that the strategy and the options need. calibrated: of each repeat; of a
+    baseline none."""
     strategy, whole = STRATEGIES[config.strategy], EncoderSpec.of(config, base)
     specs = {
         BASE: ScoreSpec(BASE, base, whole),
         ALONE: ScoreSpec(ALONE, base, whole.alone()),
     }
-    if calibrated:
-        specs[CALIBRATED] = ScoreSpec(CALIBRATED, calibrated, whole)
-        specs[ENDING] = ScoreSpec(ENDING, calibrated, whole.ending())
+    repeats = [ScoreSpec(repeat_scores(r), each, whole) for r, each in enumerate(calibrated)]
+    if repeats:
+        specs[CALIBRATED] = repeats[0]
+        # Of the first repeat alone: the guard's limit is far out, and its pass costs as much.
+        specs[ENDING] = ScoreSpec(ENDING, calibrated[0], whole.ending())
     if baseline_models.small:
         limit = min(SMALL_MAX_LENGTH, baseline_models.small.max_length or SMALL_MAX_LENGTH)
         encoding = EncoderSpec(baseline_models.small, TemplateConfig(), limit, truncate=True)
@@ -161,6 +183,7 @@ def required_scores(
     # A sample that lacks several scores is a reject for the first of them.
     return [
         *(specs[name] for name in strategy.scores),
+        *repeats[1:],
         *ratings,
         *(specs[name] for name in guard_only),
     ]

@@ -8,7 +8,7 @@ of the pool at a time. Most depend on the sample alone; a strategy that looks at
 | scores      | of                                                                             |
 |-------------|--------------------------------------------------------------------------------|
 | base        | the base model                                                                 |
-| calibrated  | the calibrated model                                                           |
+| calibrated  | the calibrated model; where there are several, the mean of their scores        |
 | alone       | the base model, of the response without its prompt                             |
 | ending      | the calibrated model, of the end behind the response                           |
 | small       | `baseline.small_model`, prompt and response                                    |
@@ -33,6 +33,16 @@ SMALL, SMALL_ALONE = "small", "small_alone"
 # SelectIT's α: how much disagreement between wordings costs.
 DISAGREEMENT = 0.2
 WORDINGS = 5
+
+
+def repeat_scores(repeat: int) -> str:
+    """The name of the scores by the calibrated model of one repeat."""
+    return f"{CALIBRATED}-{repeat}" if repeat else CALIBRATED
+
+
+def is_repeat(name: str) -> bool:
+    """Whether the scores of this name are a calibrated model's."""
+    return name.split("-")[0] == CALIBRATED
 
 
 def rating_scores(model: int, wording: int) -> str:

@@ -32,8 +32,8 @@ def model_artifact(
     """Where the model calibrated on these samples is or will be, and what its key is made of."""
     hyper = asdict(config.calibrate)
     # None changes what is learned: α and the domain only chose the samples, checkpointing only
-    # saves memory, and the length is in the encoding.
-    for name in ("ratio", "gradient_checkpointing", "max_length", "per_domain"):
+    # saves memory, the length is in the encoding, and a repeat differs by its samples and seed.
+    for name in ("ratio", "gradient_checkpointing", "max_length", "per_domain", "repeats"):
         del hyper[name]
     inputs = {
         "version": VERSION,

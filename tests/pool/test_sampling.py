@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructdiff_ray.errors import UserError
-from instructdiff_ray.pool.sampling import floor_share, sample_warmup
+from instructdiff_ray.pool.sampling import floor_share, repeat_seed, sample_warmup
 
 IDS = [f"{number:032x}" for number in range(1000)]
 
@@ -90,3 +90,14 @@ def test_where_alpha_leaves_no_sample_the_advice_is_enough(size: int) -> None:
 def test_an_empty_pool_is_refused() -> None:
     with pytest.raises(UserError, match=r"calibrate\.ratio"):
         sample_warmup(lambda: [], 0.5, 0)
+
+
+def test_no_two_runs_of_several_repeats_share_a_subset_by_accident() -> None:
+    seeds = [repeat_seed(seed, repeat) for seed in range(50) for repeat in range(20)]
+    assert len({*seeds}) == len(seeds) and 0 <= min(seeds) <= max(seeds) < 2**31
+    assert [repeat_seed(seed, 0) for seed in range(50)] == list(range(50))
+    drawn = [set(sample_warmup(lambda: IDS, 0.1, repeat_seed(7, r))) for r in range(3)]
+    assert drawn[0] == set(sample_warmup(lambda: IDS, 0.1, 7))
+    # Of two random tenths a tenth is shared.
+    for first, second in ((0, 1), (0, 2), (1, 2)):
+        assert len(drawn[first] & drawn[second]) < 30

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from instructdiff_ray.results.console import result_table
 from instructdiff_ray.results.examples import (
     MAX_EXAMPLE_CHARACTERS,
     Example,
@@ -22,6 +23,7 @@ from instructdiff_ray.results.examples import (
 )
 from instructdiff_ray.results.report import MAX_PLOTTED_DOMAINS
 from instructdiff_ray.results.report import render_report as render
+from instructdiff_ray.storage.filesystem import Folder
 
 ALIVE = {"script", "iframe", "object", "embed", "link", "form", "base", "img", "a"}
 FATES = np.array(["selected", "below_band", "above_band", "not_top"])
@@ -353,3 +355,29 @@ def test_a_baselines_page_has_its_value_and_nothing_of_a_calibrated_model() -> N
     assert "Not selected" in [row[0] for row in parsed.rows]
     for word in ("ΔH", "ΔNLL", "calibrated model", "None"):
         assert word not in parsed.text
+
+
+@pytest.mark.parametrize(("needed", "said"), [(12, "12 would reach 90 %"), (None, "reaches 90 %")])
+def test_several_calibrations_say_how_stable_the_selection_is(
+    needed: int | None, said: str
+) -> None:
+    domains = {"math": ranked(100)}
+    summary = summary_of(domains)
+    assert "Stability" not in render(summary, ranking_of(domains), "", {})
+    figures = {
+        "overlap": 0.625,
+        "mean_overlap": 0.75,
+        "repeats_needed": needed,
+        "stable_core": 1234,
+    }
+    summary["stability"] = {"repeats": 5, **figures, "domains": {"math": figures}}
+    summary["calibrated_models"] = ["/store/calibrated", "/store/other"]
+    page = render(summary, ranking_of(domains), "", {})
+    assert "1,234 samples would be selected" in page and "share 75.0 %" in page
+    assert said in page and "62.5 %" in page
+    assert "/store/other" in page
+    assert_inert(page, Page(page))
+    summary["scoring"] |= {"tokens": 0}
+    text = result_table(summary, Folder("/runs/1"))
+    assert "two single runs share 62%" in text and "/store/other" in text
+    assert f"calibrate.repeats={needed or '1000 or more'} would reach 90%" in text

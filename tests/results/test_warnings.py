@@ -17,9 +17,10 @@ from instructdiff_ray.results.composition import (
     Concentration,
 )
 from instructdiff_ray.results.warnings import RunWarning, find_warnings
+from instructdiff_ray.selection.certificate import rank_by_mean
 from instructdiff_ray.selection.counts import fate_counts, guard_counts, scored_counts
 from instructdiff_ray.selection.ranking import RankingInputs, rank
-from instructdiff_ray.selection.strategies import STRATEGIES
+from instructdiff_ray.selection.strategies import STRATEGIES, repeat_scores
 from tests.selection.test_select import make_pool, written_scores
 
 COUNT = 400
@@ -121,3 +122,24 @@ def test_a_source_or_a_text_that_fills_the_selection(tmp_path: Path, kind: str) 
     warning = warned(tmp_path / "more", Scores(), concentrations=[more])[kind]
     assert warning.value == pytest.approx(0.4)
     assert "90%" in warning.message and "50%" in warning.message
+
+
+@pytest.mark.parametrize(("noise", "names"), [(0.02, []), (3.0, ["unstable selection"])])
+def test_calibrations_that_disagree(tmp_path: Path, noise: float, names: list[str]) -> None:
+    scores, draw = Scores(), np.random.default_rng(1)
+    pool = make_pool(tmp_path, ["math"] * COUNT, scores.tokens.tolist())
+    base = np.array([scores.base_nll, scores.base_entropy])
+    tables = {"base": written_scores(pool, "base", base, set())}
+    for repeat in range(3):
+        values = np.array([scores.nll, scores.entropy]) + draw.normal(0, noise, (2, COUNT))
+        tables[repeat_scores(repeat)] = written_scores(pool, str(repeat), values, set())
+    inputs = RankingInputs(
+        STRATEGIES["instructdiff"], lambda _: SelectConfig(guard="none"), repeats=(0, 1, 2)
+    )
+    ranking = rank_by_mean(pool, tables, inputs)
+    counts = {**pool.counts, **scored_counts(ranking), **fate_counts(ranking)}
+    found = {w.name: w for w in find_warnings(ranking, counts, {}, []) if "unstable" in w.name}
+    assert [*found] == names
+    if names:
+        assert "domain math" in found["unstable selection"].message
+        assert found["unstable selection"].value < found["unstable selection"].threshold

@@ -23,6 +23,7 @@ from instructdiff_ray.scoring.spec import ScoreSpec
 from instructdiff_ray.scoring.stage import score
 from instructdiff_ray.scoring.stats import ScoringStats
 from instructdiff_ray.scoring.store import score_stores
+from instructdiff_ray.selection.strategies import repeat_scores
 from instructdiff_ray.storage.artifacts import Storage
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -100,3 +101,25 @@ def test_a_sample_that_one_encoding_can_not_show_is_scored_in_the_others(
     assert row["nll"] is row["entropy"] is None and row["detail"]
     # What was rejected is done with, and nothing is scored again.
     assert not plan_passes(pool, score_stores(specs, pool, "fp32", storage))
+
+
+def test_a_scorer_holds_two_sets_of_weights_and_any_number_of_adapters(
+    config: Config, pool: Pool, model: Model
+) -> None:
+    whole = EncoderSpec.of(config, model)
+
+    def specs(models: list[Model]) -> list[ScoreSpec]:
+        named = [ScoreSpec(repeat_scores(r), each, whole) for r, each in enumerate(models)]
+        return [ScoreSpec("base", model, whole), *named]
+
+    trained = [replace(model, path=f"/models/{r}", identity=str(r)) for r in range(4)]
+    ending = ScoreSpec("ending", trained[0], whole.ending())
+    assert names_of(pool, [*specs(trained), ending]) == [
+        [["base", "calibrated"], ["ending"]],
+        [["calibrated-1", "calibrated-2"]],
+        [["calibrated-3"]],
+    ]
+    adapters = [replace(model, adapter=f"/models/{r}", identity=str(r)) for r in range(4)]
+    assert names_of(pool, specs(adapters)) == [
+        [["base", "calibrated", "calibrated-1", "calibrated-2", "calibrated-3"]]
+    ]

@@ -93,7 +93,7 @@ def scored(
         all_guards = replace(config.select, guard=[*GUARDS])
         chosen = replace(config, strategy=strategy, select=all_guards)
         others = find_baseline_models(chosen, model)
-        required = required_scores(chosen, model, calibrated, others)
+        required = required_scores(chosen, model, [calibrated], others)
         specs.update({spec.name: spec for spec in required})
     scores = score_here(pool, list(specs.values()), Storage(config.storage))
     models = {"base": model, "calibrated": calibrated, "small": small}
@@ -275,7 +275,7 @@ def plain_selected(scored: Scored, strategy: str, values: dict[str, float]) -> s
 def ranked(scored: Scored, strategy: str, **changes: Any) -> pa.Table:
     config = replace(scored.config, strategy=strategy, **changes)
     others = find_baseline_models(config, scored.models["base"])
-    required = required_scores(config, scored.models["base"], scored.models["calibrated"], others)
+    required = required_scores(config, scored.models["base"], [scored.models["calibrated"]], others)
     scores = {spec.name: scored.scores[spec.name] for spec in required}
     inputs = RankingInputs(
         STRATEGIES[strategy],
@@ -316,7 +316,7 @@ def test_a_baseline_needs_no_other_scores_than_its_formula(scored: Scored) -> No
     }
     for strategy, names in expected.items():
         config = replace(scored.config, strategy=strategy)
-        required = required_scores(config, model, None, find_baseline_models(config, model))
+        required = required_scores(config, model, (), find_baseline_models(config, model))
         assert [spec.name for spec in required] == names
 
 
@@ -405,7 +405,7 @@ def test_what_can_not_be_scored_alone_is_a_reject_of_that_strategy(
     )
     model = scored.models["base"]
     pool = ingest(config, source_files(config.data), model, Storage(config.storage), QUIET)
-    specs = required_scores(config, model, None, find_baseline_models(config, model))
+    specs = required_scores(config, model, (), find_baseline_models(config, model))
     scores = score_here(pool, specs, Storage(config.storage))
     ranking = rank(pool, scores, RankingInputs(STRATEGIES["ifd"], config.select_of))
     assert ranking.table.num_rows == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from peft import PeftModel
 from instructdiff_ray.config.data import DataConfig, ModelConfig, TemplateConfig
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.config.training import CalibrateConfig
+from instructdiff_ray.engine.metrics import NO_ADAPTER
 from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.model import Model
 from instructdiff_ray.models.template import Encoded
@@ -83,9 +85,50 @@ def test_base_and_calibrated_share_their_weights(model: Model, tmp_path: Path) -
     scorer = Scorer(targets, "fp32", 100, 1, 0, start_crash_guard())
     torch.set_num_threads(threads)
     first, second = scorer.scorers[0].values()
-    assert first.model is second.model and (first.adapter, second.adapter) == (False, True)
+    assert first.model is second.model and (first.adapter, second.adapter) == (
+        NO_ADAPTER,
+        "calibrated",
+    )
     tokens = Encoded([5, 6, 7], [False, True, True], [False] * 3, False)
     block = pa.table({"sample_id": ["0"], **encoded_columns(0, [tokens])})
     scores = scorer(block)
     # A new adapter adds nothing yet.
     assert scores["base_nll"].to_pylist() == pytest.approx(scores["calibrated_nll"].to_pylist())
+
+
+def test_several_adapters_over_one_copy_score_as_each_does_alone(
+    model: Model, tmp_path: Path
+) -> None:
+    adapted = []
+    for number in range(3):
+        torch.manual_seed(number)
+        wrapped = with_adapter(model.load("fp32"), CalibrateConfig(lora_rank=2))
+        for name, weights in wrapped.named_parameters():
+            if "lora_B" in name:  # zeros, as they are made: no adapter would change a score
+                torch.nn.init.normal_(weights, std=0.2)
+        wrapped.save_pretrained(tmp_path / str(number))
+        folder = str(tmp_path / str(number))
+        adapted.append(replace(model, adapter=folder, identity=f"{number}/weights"))
+    encoding = EncoderSpec(model, TemplateConfig(), 64, truncate=False)
+    # The base model stands between them: a scorer leaves no adapter on for the next.
+    targets = [
+        ScoreTarget(name, each, encoding, Folder(str(tmp_path)))
+        for name, each in zip("abcd", [*adapted[:2], model, adapted[2]], strict=True)
+    ]
+    threads = torch.get_num_threads()
+    scorer = Scorer(targets, "fp32", 100, 1, 0, start_crash_guard())
+    torch.set_num_threads(threads)
+    assert len({id(each.model) for each in scorer.scorers[0].values()}) == 1
+    tokens = Encoded([5, 6, 7, 8], [False, True, True, True], [False] * 4, False)
+    block = pa.table({"sample_id": ["0"], **encoded_columns(0, [tokens])})
+    scores, again = scorer(block), scorer(block)
+    alone = [PeftModel.from_pretrained(model.load("fp32"), each.adapter) for each in adapted]
+    merged = [each.merge_and_unload() for each in alone]
+    found = []
+    for name, plain in zip("abcd", [*merged[:2], model.load("fp32"), merged[2]], strict=True):
+        nll, entropy = plain_score(plain, tokens.input_ids, tokens.response)
+        for table in (scores, again):
+            assert table[f"{name}_nll"].to_pylist() == pytest.approx([nll], abs=1e-4)
+            assert table[f"{name}_entropy"].to_pylist() == pytest.approx([entropy], abs=1e-4)
+        found.append(nll)
+    assert min(abs(a - b) for a, b in combinations(found, 2)) > 1e-3
