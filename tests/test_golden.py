@@ -163,6 +163,7 @@ def test_keys_names_and_selections_are_what_they_were(
     run("ingest")
     run("calibrate")
     write_scores(storage)
+    run("score", "select.guard=[mismatched,complete,typical]")
     found: dict[str, Any] = {"runs": {}}
     for name, options in RUNS.items():
         # Only the first shows the tokens of its report: a pass each would take minutes.
