@@ -38,8 +38,8 @@ FALSE_DISCOVERY_RATE = 0.1
 DEVIATIONS = np.arange(2.0, 8.0, 0.01)
 # Steps in which limit and null distribution are brought together; a handful is enough.
 STEPS = 50
-# Who would exclude more of a domain has taken good samples for bad ones.
-MOST_EXCLUDED = 1 / 3
+# A limit that would exclude more of a domain takes good samples of many kinds for bad ones.
+MOST_EXCLUDED = 1 / 8
 # Standard deviations above the median from which on `complete` excludes.
 COMPLETE_DEVIATIONS = 3.0
 # A response whose end has at least this probability is never called incomplete: a model that knows
@@ -105,6 +105,7 @@ def false_discovery_limit(values: np.ndarray) -> float:
     above the limit, since good samples are often skewed to that side and bad ones would widen it.
     Limit and null follow from each other. They are found from below, beginning with the spread of
     the lower half, in which there are no bad samples: from above, many of them hide each other.
+    Where too many would be excluded, the null is that of all values.
     """
     if len(values) < MIN_VALUES:
         return math.inf
@@ -115,7 +116,9 @@ def false_discovery_limit(values: np.ndarray) -> float:
         previous, (limit, deviations) = limit, _benjamini_hochberg(values, *null)
         if limit == previous:
             break
-    return limit if np.mean(values > limit) <= MOST_EXCLUDED else math.inf
+    if np.mean(values > limit) <= MOST_EXCLUDED:
+        return limit
+    return _benjamini_hochberg(values, *_null(values, math.inf))[0]
 
 
 def _null(values: np.ndarray, deviations: float) -> tuple[float, float]:
