@@ -91,20 +91,20 @@ def selections(
     warmup = sample_warmup(world.pool.ids, WARMUP_RATIO, seed)
     world.score(base)
     world.score_calibrated(finetuned(base, world.samples, warmup, CALIBRATE, seed))
-    found = [(FULL, 1.0, [*world.samples])]
+    chosen = [(FULL, 1.0, [*world.samples])]
     for ratio in ratios:
-        found.append((ORACLE, ratio, world.oracle(ratio, seed)))
+        chosen.append((ORACLE, ratio, world.oracle(ratio, seed)))
         for name, arm in ARMS.items():
             if arm.rounds == 1:
-                found.append((name, ratio, world.select(arm, ratio, seed)))
+                chosen.append((name, ratio, world.select(arm, ratio, seed)))
     # Last, for they leave other scores.
     for ratio in ratios:
         for name, arm in ARMS.items():
             if arm.rounds > 1:
-                (first,) = (ids for other, r, ids in found if (other, r) == (arm.strategy, ratio))
+                (first,) = (ids for other, r, ids in chosen if (other, r) == (arm.strategy, ratio))
                 world.score_calibrated(finetuned(base, world.samples, first, CALIBRATE, seed))
-                found.append((name, ratio, world.select(arm, ratio, seed)))
-    return found
+                chosen.append((name, ratio, world.select(arm, ratio, seed)))
+    return chosen
 
 
 def pretrained(cell: Cell, tasks_seed: int) -> PreTrainedModel:

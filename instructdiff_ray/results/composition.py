@@ -59,7 +59,7 @@ def compare_with_pool(
         TEMPLATE: lambda row: opening(_text(row, response=False)),
         OPENING: lambda row: opening(_text(row, response=True)),
     }
-    found = [
+    concentrations = [
         most_in_excess(kind, [key(row) for row in selected], [key(row) for row in pool])
         for kind, key in keys.items()
     ]
@@ -67,7 +67,7 @@ def compare_with_pool(
         near_duplicates([_text(row, response=True) for row in rows]).mean()
         for rows in (selected, pool)
     )
-    return [*found, Concentration(NEAR_IDENTICAL, "", float(alike), float(alike_in_pool))]
+    return [*concentrations, Concentration(NEAR_IDENTICAL, "", float(alike), float(alike_in_pool))]
 
 
 def most_in_excess(kind: str, selected: Sequence[str], pool: Sequence[str]) -> Concentration:
@@ -96,7 +96,11 @@ def near_duplicates(texts: Sequence[str]) -> np.ndarray:
     the share of minimum hashes that agree (Broder, 1997, *On the resemblance and containment of
     documents*).
     """
-    signatures = np.array([_minimum_hashes(text) for text in texts])
+    # The same on every machine.
+    factors = np.random.default_rng(0).integers(
+        2**64, size=HASHES + SHINGLE_CHARACTERS, dtype=np.uint64
+    )
+    signatures = np.array([_minimum_hashes(text, factors) for text in texts])
     mask = np.zeros(len(texts), bool)
     for place, signature in enumerate(signatures):
         similarity = (signatures == signature).mean(axis=1)
@@ -105,11 +109,8 @@ def near_duplicates(texts: Sequence[str]) -> np.ndarray:
     return mask
 
 
-def _minimum_hashes(text: str) -> np.ndarray:
-    """[HASHES] uint64, the same on every machine."""
-    factors = np.random.default_rng(0).integers(
-        2**64, size=HASHES + SHINGLE_CHARACTERS, dtype=np.uint64
-    )
+def _minimum_hashes(text: str, factors: np.ndarray) -> np.ndarray:
+    """[HASHES] uint64. factors: a random number for each hash, and for each place in a shingle."""
     padded = text.casefold()[:COMPARED_CHARACTERS].ljust(SHINGLE_CHARACTERS)
     characters = np.frombuffer(padded.encode("utf-32-le", "surrogatepass"), np.uint32)
     windows = sliding_window_view(characters.astype(np.uint64), SHINGLE_CHARACTERS)

@@ -163,7 +163,7 @@ def required_scores(
         BASE: ScoreSpec(BASE, base, whole),
         ALONE: ScoreSpec(ALONE, base, whole.alone()),
     }
-    repeats = [ScoreSpec(repeat_scores(r), each, whole) for r, each in enumerate(calibrated)]
+    repeats = [ScoreSpec(repeat_scores(r), model, whole) for r, model in enumerate(calibrated)]
     if repeats:
         specs[CALIBRATED] = repeats[0]
         # Of the first repeat alone: the guard's limit is far out, and its pass costs as much.
