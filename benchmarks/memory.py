@@ -32,8 +32,9 @@ from instructdiff_ray.scoring.dataflow import ROWS_PER_BATCH
 from instructdiff_ray.scoring.plan import ScoreTarget, find_lacking
 from instructdiff_ray.scoring.spec import ScoreTable
 from instructdiff_ray.scoring.store import gather, shard_schema, write_shards
+from instructdiff_ray.selection.batches import RankingInputs
 from instructdiff_ray.selection.counts import fate_counts
-from instructdiff_ray.selection.ranking import RankingInputs, rank
+from instructdiff_ray.selection.ranking import rank
 from instructdiff_ray.selection.strategies import BASE, CALIBRATED, STRATEGIES
 from instructdiff_ray.storage.artifacts import FinishedArtifact
 from instructdiff_ray.storage.filesystem import Folder

@@ -49,8 +49,9 @@ from instructdiff_ray.scoring.dataflow import ROWS_PER_BATCH
 from instructdiff_ray.scoring.spec import ScoreSpec
 from instructdiff_ray.scoring.stage import score
 from instructdiff_ray.scoring.stats import ScoringStats
+from instructdiff_ray.selection.batches import RankingInputs
 from instructdiff_ray.selection.counts import fate_counts
-from instructdiff_ray.selection.ranking import RankingInputs, rank
+from instructdiff_ray.selection.ranking import rank
 from instructdiff_ray.selection.strategies import BASE, CALIBRATED, STRATEGIES
 from instructdiff_ray.storage.artifacts import Storage
 

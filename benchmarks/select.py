@@ -24,8 +24,9 @@ from instructdiff_ray.pool.partition import PARTITIONS
 from instructdiff_ray.pool.pool import INDEX, Pool
 from instructdiff_ray.scoring.spec import SCORES, ScoreTable
 from instructdiff_ray.scoring.store import shard_schema
+from instructdiff_ray.selection.batches import RankingInputs
 from instructdiff_ray.selection.counts import fate_counts
-from instructdiff_ray.selection.ranking import RankingInputs, rank
+from instructdiff_ray.selection.ranking import rank
 from instructdiff_ray.selection.strategies import BASE, CALIBRATED, STRATEGIES
 from instructdiff_ray.storage.artifacts import FinishedArtifact
 from instructdiff_ray.storage.filesystem import Folder

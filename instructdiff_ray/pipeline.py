@@ -27,10 +27,10 @@ from instructdiff_ray.scoring.spec import ScoreTable
 from instructdiff_ray.scoring.stage import finished_scores, score
 from instructdiff_ray.scoring.store import score_stores
 from instructdiff_ray.scoring.token_scores import ShownSample, TokenScores, score_tokens
+from instructdiff_ray.selection.batches import RankingInputs
 from instructdiff_ray.selection.certificate import rank_by_mean
 from instructdiff_ray.selection.ranking import (
     Ranking,
-    RankingInputs,
     order_within_budgets,
     rank,
     selected_ids,

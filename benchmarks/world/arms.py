@@ -21,7 +21,8 @@ from instructdiff_ray.models.encoding import LIKELIHOOD
 from instructdiff_ray.pool.pool import INDEX, Pool
 from instructdiff_ray.scoring.spec import SCORES, ScoreTable
 from instructdiff_ray.scoring.store import shard_schema
-from instructdiff_ray.selection.ranking import RankingInputs, rank, selected_ids
+from instructdiff_ray.selection.batches import RankingInputs
+from instructdiff_ray.selection.ranking import rank, selected_ids
 from instructdiff_ray.selection.select import take_within_budget
 from instructdiff_ray.selection.strategies import ALONE, BASE, CALIBRATED, ENDING, STRATEGIES
 from instructdiff_ray.storage.artifacts import FinishedArtifact

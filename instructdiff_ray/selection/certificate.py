@@ -12,13 +12,8 @@ import pyarrow as pa
 from instructdiff_ray.pool.pool import Pool
 from instructdiff_ray.pool.sampling import floor_share
 from instructdiff_ray.scoring.spec import ScoreTable
-from instructdiff_ray.selection.ranking import (
-    DELTA_ENTROPY_STD,
-    PROBABILITY,
-    Ranking,
-    RankingInputs,
-    rank,
-)
+from instructdiff_ray.selection.batches import RankingInputs
+from instructdiff_ray.selection.ranking import DELTA_ENTROPY_STD, PROBABILITY, Ranking, rank
 from instructdiff_ray.selection.select import EXCLUDED, FATES, NOT_TOP, SELECTED
 from instructdiff_ray.selection.stability import (
     DomainModel,

@@ -17,9 +17,10 @@ from instructdiff_ray.results.composition import (
     Concentration,
 )
 from instructdiff_ray.results.warnings import RunWarning, find_warnings
+from instructdiff_ray.selection.batches import RankingInputs
 from instructdiff_ray.selection.certificate import rank_by_mean
 from instructdiff_ray.selection.counts import fate_counts, guard_counts, scored_counts
-from instructdiff_ray.selection.ranking import RankingInputs, rank
+from instructdiff_ray.selection.ranking import rank
 from instructdiff_ray.selection.strategies import STRATEGIES, repeat_scores
 from tests.selection.test_select import make_pool, written_scores
 

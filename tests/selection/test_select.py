@@ -17,13 +17,9 @@ from instructdiff_ray.models.encoding import LIKELIHOOD
 from instructdiff_ray.pool.pool import INDEX, Pool
 from instructdiff_ray.scoring.spec import ScoreTable
 from instructdiff_ray.scoring.store import shard_schema
+from instructdiff_ray.selection.batches import RankingInputs
 from instructdiff_ray.selection.counts import by_domain, fate_counts, scored_counts
-from instructdiff_ray.selection.ranking import (
-    RANKING,
-    RankingInputs,
-    rank,
-    selected_ids,
-)
+from instructdiff_ray.selection.ranking import RANKING, rank, selected_ids
 from instructdiff_ray.selection.select import FATES, Candidates, select
 from instructdiff_ray.selection.strategies import STRATEGIES
 from instructdiff_ray.storage.artifacts import FinishedArtifact

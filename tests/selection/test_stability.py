@@ -12,9 +12,10 @@ import pytest
 from instructdiff_ray.config.selection import SelectConfig
 from instructdiff_ray.pool.pool import Pool
 from instructdiff_ray.scoring.spec import ScoreTable
+from instructdiff_ray.selection.batches import RankingInputs
 from instructdiff_ray.selection.certificate import rank_by_mean
 from instructdiff_ray.selection.counts import stability_counts
-from instructdiff_ray.selection.ranking import RankingInputs, rank, selected_ids
+from instructdiff_ray.selection.ranking import rank, selected_ids
 from instructdiff_ray.selection.stability import (
     CORE_PROBABILITY,
     DomainModel,

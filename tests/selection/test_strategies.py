@@ -38,8 +38,9 @@ from instructdiff_ray.scoring.dataflow import Tokenize, WriteShards
 from instructdiff_ray.scoring.plan import ScoreTarget
 from instructdiff_ray.scoring.spec import ScoreSpec, ScoreTable
 from instructdiff_ray.scoring.store import gather
+from instructdiff_ray.selection.batches import RankingInputs
 from instructdiff_ray.selection.guards import GUARDS
-from instructdiff_ray.selection.ranking import RankingInputs, rank
+from instructdiff_ray.selection.ranking import rank
 from instructdiff_ray.selection.requirements import (
     find_baseline_models,
     guards_to_show,
