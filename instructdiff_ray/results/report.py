@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from instructdiff_ray.results.examples import Example
 from instructdiff_ray.results.labels import LABELS, UNITS
 from instructdiff_ray.selection.select import ABOVE, BELOW, EXCLUDED, NOT_TOP, SELECTED
+from instructdiff_ray.selection.stability import CORE_PROBABILITY, WANTED_OVERLAP
 
 PAPER_MEAN_DELTA_ENTROPY = {"general": 0.41, "medical": 0.66, "math": 0.03, "code": 0.08}
 MAX_PLOTTED_DOMAINS = 20
@@ -114,6 +115,8 @@ def render_report(
         map=_plot("map", (5.6, 3.6), _draw_map, rows) if "delta_nll" in rows.measures else None,
         labels={name: LABELS[name] for name in rows.measures},
         lengths=_plot("lengths", (5.6, 2.3), _draw_lengths, rows),
+        core_probability=CORE_PROBABILITY,
+        wanted_overlap=WANTED_OVERLAP,
         paper=PAPER_MEAN_DELTA_ENTROPY,
         colours={"pool": _POOL, "chosen": _CHOSEN},
     )
