@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 import tempfile
 import time
@@ -32,7 +33,9 @@ PRETRAIN = {
 }
 WARMUP_RATIO = 0.1
 CALIBRATE = Schedule(5e-4, 16, epochs=3)
-FINETUNE = Schedule(5e-4, 16, epochs=6)
+# In fine-tuning a step sees about as many response tokens whatever the arm selects, so that arms of
+# as many tokens take as many steps.
+FINETUNE_RATE, FINETUNE_EPOCHS, TOKENS_PER_STEP = 5e-4, 6, 64
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,10 @@ def run_cell(cell: Cell) -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as path:
             world = WorldPool(samples, Folder(path))
             for arm, ratio, ids in selections(world, base, ratios, cell.seed):
-                model = finetuned(base, samples, ids, FINETUNE, cell.seed)
+                tokens = sum(len(samples[i].response) for i in ids)
+                batch = max(1, round(TOKENS_PER_STEP * len(ids) / tokens))
+                schedule = Schedule(FINETUNE_RATE, batch, FINETUNE_EPOCHS)
+                model = finetuned(base, samples, ids, schedule, cell.seed)
                 results.append(
                     {
                         **about,
@@ -74,7 +80,8 @@ def run_cell(cell: Cell) -> list[dict[str, Any]]:
                         "ratio": ratio,
                         "arm": arm,
                         "samples": len(ids),
-                        "tokens": sum(len(samples[i].response) for i in ids),
+                        "tokens": tokens,
+                        "steps": FINETUNE_EPOCHS * math.ceil(len(ids) / batch),
                         "kinds": dict(Counter(samples[i].kind for i in ids)),
                         "accuracy": accuracy(model, held_out),
                     }

@@ -25,7 +25,7 @@ from instructdiff_ray.selection.ranking import Ranking
 from instructdiff_ray.selection.stability import MOST_REPEATS, WANTED_OVERLAP
 
 # Of the selection, and of the pool.
-ATYPICAL_SHARE, TRUNCATED_SHARE = 0.01, 0.03
+ATYPICAL_SHARE, TRUNCATED_SHARE = 0.05, 0.03
 # Nats; less is what another seed of the same calibration changes.
 LEAST_CHANGE = 0.02
 CORRELATION = 0.8

@@ -33,21 +33,16 @@ from instructdiff_ray.selection.strategies import (
 )
 
 # Of what `typical` excludes, the share that a normal distribution would have had there.
-FALSE_DISCOVERY_RATE = 0.1
+FALSE_DISCOVERY_RATE = 0.02
 # Standard deviations above the median that it tries as a limit, the least first.
 DEVIATIONS = np.arange(2.0, 8.0, 0.01)
-# Steps in which limit and null distribution are brought together; a handful is enough.
-STEPS = 50
-# A limit that would exclude more of a domain takes good samples of many kinds for bad ones.
-MOST_EXCLUDED = 1 / 8
 # Standard deviations above the median from which on `complete` excludes.
 COMPLETE_DEVIATIONS = 3.0
 # A response whose end has at least this probability is never called incomplete: a model that knows
 # how responses end differs between them in hundredths of a nat.
 LIKELY_END = 1 / 1000
-NORMAL = NormalDist()
-# A percentile of a normal distribution, one standard deviation below its median.
-ONE_BELOW = 100 * NORMAL.cdf(-1)
+# The percentile of a normal distribution that is one standard deviation below its median.
+ONE_BELOW = 100 * NormalDist().cdf(-1)
 # A domain with fewer values is too small to tell which of them are bad.
 MIN_VALUES = 30
 BELOW_ONE = float(np.nextafter(1.0, 0.0))
@@ -99,60 +94,34 @@ def false_discovery_limit(values: np.ndarray) -> float:
     """The lowest limit above which at most a share q of the values is what chance puts there.
 
     So it is low where many samples are bad and high where few are: no fixed number of deviations
-    suits both. It is that of Benjamini and Hochberg (1995) under a null distribution that follows
-    from the values (Efron, 2004, *Large-scale simultaneous hypothesis testing: the choice of a
-    null*): the upper half of a normal one, with the median and the upper quartile of what is not
-    above the limit, since good samples are often skewed to that side and bad ones would widen it.
-    Limit and null follow from each other. They are found from below, beginning with the spread of
-    the lower half, in which there are no bad samples: from above, many of them hide each other.
-    Where too many would be excluded, the null is that of all values.
+    suits both. It is that of Benjamini and Hochberg (1995) under a normal null distribution with
+    the median and the spread of the lower half, in which there are no bad samples (an empirical
+    null: Efron, 2004, *Large-scale simultaneous hypothesis testing: the choice of a null*).
     """
     if len(values) < MIN_VALUES:
         return math.inf
-    below, median = np.percentile(values, [ONE_BELOW, 50])
-    limit, deviations = _benjamini_hochberg(values, float(median), float(median - below))
-    for _ in range(STEPS):
-        null = _null(values[values <= limit], deviations)
-        previous, (limit, deviations) = limit, _benjamini_hochberg(values, *null)
-        if limit == previous:
-            break
-    if np.mean(values > limit) <= MOST_EXCLUDED:
-        return limit
-    return _benjamini_hochberg(values, *_null(values, math.inf))[0]
-
-
-def _null(values: np.ndarray, deviations: float) -> tuple[float, float]:
-    """Median and standard deviation of the normal distribution that the values are from, of which
-    what lies further above the median than so many deviations is cut off."""
-    kept = NORMAL.cdf(deviations) if math.isfinite(deviations) else 1.0
-    middle, upper = NORMAL.inv_cdf(0.5 * kept), NORMAL.inv_cdf(0.75 * kept)
-    low, high = np.percentile(values, [50, 75])
-    deviation = (high - low) / (upper - middle)
-    return float(low - middle * deviation), float(deviation)
-
-
-def _benjamini_hochberg(values: np.ndarray, median: float, deviation: float) -> tuple[float, float]:
-    """The lowest of the limits that are tried above which few enough are there by chance, and its
-    distance from the median in deviations; ∞ where there is none."""
+    median, deviation = _lower_half(values)
     limits = median + DEVIATIONS * deviation
     tail = np.sort(values[values > limits[0]])  # a few per cent: no sort of them all
     excluded = len(tail) - np.searchsorted(tail, limits, side="right")
     by_chance = [math.erfc(x / math.sqrt(2)) / 2 * len(values) for x in DEVIATIONS]
     (allowed,) = np.nonzero((excluded > 0) & (by_chance <= FALSE_DISCOVERY_RATE * excluded))
-    if not len(allowed):
-        return math.inf, math.inf
-    return float(limits[allowed[0]]), float(DEVIATIONS[allowed[0]])
+    return float(limits[allowed[0]]) if len(allowed) else math.inf
 
 
 def incomplete_limit(values: np.ndarray) -> float:
-    """Three deviations above the median, as the values below it have them: cut-off responses lie
-    above, where they would widen any measure of spread; and where an end is unlikely on any scale.
-    """
+    """Three deviations above the median; and where an end is unlikely on any scale."""
     if len(values) < MIN_VALUES:
         return math.inf
+    median, deviation = _lower_half(values)
+    return max(median + COMPLETE_DEVIATIONS * deviation, -math.log(LIKELY_END))
+
+
+def _lower_half(values: np.ndarray) -> tuple[float, float]:
+    """Their median, and their standard deviation as the values below it have it: bad samples lie
+    above, where they would widen any measure of spread."""
     below, median = np.percentile(values, [ONE_BELOW, 50])
-    limit = median + COMPLETE_DEVIATIONS * (median - below)
-    return max(float(limit), -math.log(LIKELY_END))
+    return float(median), float(median - below)
 
 
 GUARDS = {

@@ -21,18 +21,12 @@ def normal_sample(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(3.0, 0.5, count)
 
 
-def plain_excluded(values: np.ndarray, limit: float) -> int:
+def plain_excluded(values: np.ndarray) -> int:
     """How many values Benjamini and Hochberg exclude, as they write it: of ordered p-values all up
-    to the last with p_k ≤ q·k/n; by a normal distribution with the median and upper quartile of
-    what is not above the limit, of which the rest is cut off."""
-    kept = np.mean(values <= limit)
-    for _ in range(100):  # the share of the null that is kept depends on the null
-        middle, upper = (NORMAL.inv_cdf(q * min(kept, 1 - 1e-12)) for q in (0.5, 0.75))
-        low, high = np.percentile(values[values <= limit], [50, 75])
-        deviation = (high - low) / (upper - middle)
-        median = low - middle * deviation
-        kept = NORMAL.cdf((limit - median) / deviation)
-    p_values = sorted(1 - NORMAL.cdf((value - median) / deviation) for value in values)
+    to the last with p_k ≤ q·k/n; by a normal distribution with the median, and its distance to the
+    percentile one deviation below it."""
+    below, median = np.percentile(values, [100 * NORMAL.cdf(-1), 50])
+    p_values = sorted(1 - NORMAL.cdf((value - median) / (median - below)) for value in values)
     allowed = [FALSE_DISCOVERY_RATE * k / len(values) for k in range(1, len(values) + 1)]
     return max((k for k, (p, q) in enumerate(zip(p_values, allowed, strict=True), 1) if p <= q))
 
@@ -57,28 +51,28 @@ def test_the_limit_is_that_of_benjamini_and_hochberg(shift: float) -> None:
     values = np.concatenate([normal_sample(2000), normal_sample(100, seed=1) + shift * 0.5])
     limit = false_discovery_limit(values)
     # Ours tries limits a hundredth of a deviation apart, from two deviations on.
-    assert abs(int((values > limit).sum()) - plain_excluded(values, limit)) <= 3
+    assert abs(int((values > limit).sum()) - plain_excluded(values)) <= 3
 
 
 def test_many_bad_samples_do_not_hide_behind_each_other() -> None:
-    """Up to a tenth of the pool, above its upper quartile."""
-    for count in (100, 250, 400):
-        good, bad = normal_sample(4000), normal_sample(count, seed=1) + 2.0
+    """Up to a fifth of the pool, where they move its median."""
+    for count in (100, 400, 1000):
+        good, bad = normal_sample(4000), normal_sample(count, seed=1) + 2.5
         limit = false_discovery_limit(np.concatenate([good, bad]))
         assert (bad > limit).mean() > 0.8
-        assert (good > limit).mean() < 0.06
+        assert (good > limit).mean() < 0.02
 
 
 def test_a_skewed_pool_loses_few() -> None:
     draw = np.random.default_rng(0)
     for skewed in (draw.gamma(4, size=4000), draw.lognormal(0, 0.3, size=4000)):
-        assert (skewed > false_discovery_limit(skewed)).mean() < 0.015
+        assert (skewed > false_discovery_limit(skewed)).mean() < 0.03
 
 
-def test_a_domain_of_many_kinds_loses_few() -> None:
+def test_a_domain_of_many_kinds_loses_a_tenth_at_most() -> None:
     """A third of the good samples are of a kind that is more surprising than the others."""
     values = np.concatenate([normal_sample(2000), normal_sample(1000, seed=1) * 2 - 1.5])
-    assert (values > false_discovery_limit(values)).mean() < 0.08
+    assert (values > false_discovery_limit(values)).mean() < 0.1
 
 
 def test_a_pool_without_bad_samples_loses_hardly_any() -> None:
