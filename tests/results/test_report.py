@@ -189,6 +189,15 @@ def test_sentence_names_what_the_model_was_calibrated_on() -> None:
     assert "the selection of round 1" in later and "at random" not in later
 
 
+def test_sentence_counts_what_a_guard_excluded() -> None:
+    domains = {"math": ranked(100)}
+    summary = summary_of(domains)
+    summary["counts"] |= {"excluded": 7, "excluded_by": {"typical": 7}}
+    assert "never to be selected" not in report(domains)[1].text
+    page = Page(render(summary, ranking_of(domains), "", {}))
+    assert "7 were never to be selected (typical), and" in page.text
+
+
 def test_same_run_gives_the_same_bytes_whatever_matplotlib_is_set_to() -> None:
     domains = {"math": ranked(500), "code": ranked(300, seed=1)}
     page, _ = report(domains)
