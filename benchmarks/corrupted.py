@@ -1,6 +1,6 @@
 """How much of what is spoilt does each strategy select, and what do the guards change?
 
-`python -m benchmarks.corrupted MODEL POOL … [--shares 0.01 0.05 0.2] [--seeds 0 1 2]
+`python -m benchmarks.corrupted MODEL POOL … [--shares 0 0.01 0.05 0.2] [--seeds 0 1 2]
 [--strategies random ifd …] [--held-out]`
 
 Some samples of each pool are drawn, and a share of them is spoilt, in equal parts in several ways.
@@ -20,6 +20,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("model")
     parser.add_argument("pools", nargs="+", type=Path)
-    parser.add_argument("--shares", nargs="+", type=float, default=[0.01, 0.05, 0.2])
+    parser.add_argument("--shares", nargs="+", type=float, default=[0, 0.01, 0.05, 0.2])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     # With one rating model `selectit` is the same as `selectit_sentence`.
     baselines = [name for name in STRATEGIES if name not in (INSTRUCTDIFF, "selectit")]
@@ -220,24 +221,26 @@ def main() -> None:
     parser.add_argument("--held-out", action="store_true")
     arguments = parser.parse_args()
     damages = HELD_OUT if arguments.held_out else TUNED
+    kind = "held-out" if arguments.held_out else "tuned"
     start_ray()
-    for path in arguments.pools:
-        folder, runs = FOLDER / path.stem, []
+    runs: dict[Path, list[dict[str, Any]]] = defaultdict(list)
+    for seed, path in product(arguments.seeds, arguments.pools):
+        folder = FOLDER / path.stem
         config = settings(arguments.model, path, folder)
-        for seed in arguments.seeds:
-            samples = draw_samples(config, ROWS, seed)
-            for share in arguments.shares:
-                spoilt, kinds = spoil(samples, share, seed, damages)
-                file = folder / f"{'held-out' if arguments.held_out else 'tuned'}-{share}-{seed}"
-                write(file.with_suffix(".jsonl"), spoilt)
-                data = DataConfig(path=str(file.with_suffix(".jsonl")))
-                figures = measure(
-                    replace(config, data=data, seed=seed), kinds, arguments.strategies
-                )
-                runs.append({"share": share, "seed": seed, "figures": figures})
-                print(path.stem, share, seed, *table([runs[-1]]), sep="\n", flush=True)
-        name = f"corrupted-{'held-out-' if arguments.held_out else ''}{path.stem}"
-        save(name, {"rows": ROWS, "runs": runs})
+        samples = draw_samples(config, ROWS, seed)
+        for share in arguments.shares:
+            spoilt, kinds = spoil(samples, share, seed, damages)
+            file = folder / f"{kind}-{share:g}-{seed}.jsonl"
+            write(file, spoilt)
+            data = DataConfig(path=str(file))
+            figures = measure(replace(config, data=data, seed=seed), kinds, arguments.strategies)
+            runs[path].append({"share": share, "seed": seed, "figures": figures})
+            print(path.stem, share, seed, *table([runs[path][-1]]), sep="\n", flush=True)
+            # After each run: who ends the benchmark early has what was done.
+            name = f"corrupted-{'held-out-' if arguments.held_out else ''}{path.stem}"
+            save(name, {"rows": ROWS, "runs": runs[path]})
+    for path, share in product(arguments.pools, arguments.shares):
+        print(path.stem, share, *table([r for r in runs[path] if r["share"] == share]), sep="\n")
 
 
 def table(runs: Sequence[dict[str, Any]]) -> list[str]:

@@ -195,7 +195,7 @@ def test_sentence_counts_what_a_guard_excluded() -> None:
     summary["counts"] |= {"excluded": 7, "excluded_by": {"typical": 7}}
     assert "never to be selected" not in report(domains)[1].text
     page = Page(render(summary, ranking_of(domains), "", {}))
-    assert "7 were never to be selected (typical), and" in page.text
+    assert "7 were never to be selected (typical), and 10 were selected" in page.text
 
 
 def test_same_run_gives_the_same_bytes_whatever_matplotlib_is_set_to() -> None:
