@@ -136,11 +136,16 @@ def process_cluster(node_types: dict, address: str) -> dict:
 
 
 def wait_until_ready(head: Head, process: subprocess.Popen, folder: Path) -> None:
-    token = {"Authorization": f"Bearer {head.environment['RAY_AUTH_TOKEN']}"}
-    request = urllib.request.Request(f"{head.jobs}/api/jobs/", headers=token)
+    """Until it takes a job that does nothing: it answers before the agent that starts jobs does."""
+    headers = {
+        "Authorization": f"Bearer {head.environment['RAY_AUTH_TOKEN']}",
+        "Content-Type": "application/json",
+    }
+    job = json.dumps({"entrypoint": "true"}).encode()
+    request = urllib.request.Request(f"{head.jobs}/api/jobs/", job, headers)
     while process.poll() is None:
         try:
-            with urllib.request.urlopen(request, timeout=10):
+            with urllib.request.urlopen(request, timeout=60):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.5)
