@@ -24,7 +24,13 @@ from instructdiff_ray.scoring.store import shard_schema
 from instructdiff_ray.selection.batches import RankingInputs
 from instructdiff_ray.selection.ranking import rank, selected_ids
 from instructdiff_ray.selection.select import take_within_budget
-from instructdiff_ray.selection.strategies import ALONE, BASE, CALIBRATED, ENDING, STRATEGIES
+from instructdiff_ray.selection.strategies import (
+    ALONE,
+    BASE,
+    ENDING,
+    STRATEGIES,
+    repeat_scores,
+)
 from instructdiff_ray.storage.artifacts import FinishedArtifact
 from instructdiff_ray.storage.filesystem import Folder
 
@@ -37,6 +43,7 @@ class Arm:
     """A strategy of the library with settings of `select`.
 
     rounds: of the method; the second calibrates on the selection of the first.
+    repeats: calibrations by the mean of whose scores is ranked.
     """
 
     strategy: str
@@ -44,6 +51,7 @@ class Arm:
     entropy: str = "lowest"
     reject_ratio: float = 0.1
     rounds: int = 1
+    repeats: int = 1
 
     def config(self, ratio: float) -> SelectConfig:
         """The settings that select this share of the pool's response tokens."""
@@ -62,6 +70,7 @@ ARMS = {
     "instructdiff, guard=complete": Arm(INSTRUCTDIFF, guard="complete"),
     "instructdiff, guard=mismatched": Arm(INSTRUCTDIFF, guard="mismatched"),
     "instructdiff, two rounds": Arm(INSTRUCTDIFF, guard="typical", rounds=2),
+    "instructdiff, mean of 4 calibrations": Arm(INSTRUCTDIFF, guard="typical", repeats=4),
     "instructdiff, middle ΔH": Arm(INSTRUCTDIFF, guard="typical", entropy="middle"),
     "instructdiff, highest ΔH": Arm(INSTRUCTDIFF, guard="typical", entropy="highest"),
     "instructdiff, no filter": Arm(INSTRUCTDIFF, guard="typical", reject_ratio=0.0),
@@ -72,6 +81,8 @@ ARMS = {
     "entropy_max": Arm("entropy_max"),
     "response_length": Arm("response_length"),
 }
+# Calibrations of the arm that has most.
+REPEATS = max(arm.repeats for arm in ARMS.values())
 # Arms that no strategy selects: all learnable samples without a fault, as far as the budget goes,
 # and the whole pool.
 ORACLE, FULL = "oracle", "full"
@@ -97,17 +108,25 @@ class WorldPool:
         self._write(BASE, _scores(base, [encode(*pair) for pair in self._pairs()]))
         self._write(ALONE, _scores(base, [encode("=", response) for _, response in self._pairs()]))
 
-    def score_calibrated(self, model: PreTrainedModel) -> None:
-        """The calibrated model's scores, of whole samples and of the EOS behind them."""
+    def score_calibrated(self, model: PreTrainedModel, repeat: int = 0) -> None:
+        """The scores of one repeat's model; of the first also those of the EOS behind a sample."""
         encoded = [encode(*pair) for pair in self._pairs()]
-        self._write(CALIBRATED, _scores(model, encoded))
+        self._write(repeat_scores(repeat), _scores(model, encoded))
+        if repeat:
+            return
         endings = [(ids, [False] * (len(ids) - 1) + [True]) for ids, _ in encoded]
         self._write(ENDING, _scores(model, endings))
 
     def select(self, arm: Arm, ratio: float, seed: int) -> list[str]:
         """The ids that the arm selects, by the scores that are there."""
         config, strategy = arm.config(ratio), STRATEGIES[arm.strategy]
-        inputs = RankingInputs(strategy, lambda _: config, seed=seed, guards=config.guards)
+        inputs = RankingInputs(
+            strategy,
+            lambda _: config,
+            seed=seed,
+            guards=config.guards,
+            repeats=tuple(range(arm.repeats)),
+        )
         return selected_ids(rank(self.pool, self.scores, inputs))
 
     def oracle(self, ratio: float, seed: int) -> list[str]:

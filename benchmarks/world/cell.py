@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from benchmarks.world.arms import ARMS, FULL, ORACLE, WorldPool
+from benchmarks.world.arms import ARMS, FULL, ORACLE, REPEATS, WorldPool
 from benchmarks.world.model import SIZES, Schedule, exact_match, new_model, train
 from benchmarks.world.population import Sample, make_pool
 from benchmarks.world.tasks import SKILLS, Task, make_task, pretraining_tasks
-from instructdiff_ray.pool.sampling import sample_warmup
+from instructdiff_ray.pool.sampling import repeat_seed, sample_warmup
 from instructdiff_ray.storage.filesystem import Folder
 
 POOL = 3000
@@ -95,9 +95,12 @@ def selections(
     world: WorldPool, base: PreTrainedModel, ratios: tuple[float, ...], seed: int
 ) -> list[tuple[str, float, list[str]]]:
     """Arm, ratio and ids of all that is to be trained on."""
-    warmup = sample_warmup(world.pool.ids, WARMUP_RATIO, seed)
     world.score(base)
-    world.score_calibrated(finetuned(base, world.samples, warmup, CALIBRATE, seed))
+    for repeat in range(REPEATS):
+        calibration = repeat_seed(seed, repeat)
+        warmup = sample_warmup(world.pool.ids, WARMUP_RATIO, calibration)
+        model = finetuned(base, world.samples, warmup, CALIBRATE, calibration)
+        world.score_calibrated(model, repeat)
     chosen = [(FULL, 1.0, [*world.samples])]
     for ratio in ratios:
         chosen.append((ORACLE, ratio, world.oracle(ratio, seed)))
