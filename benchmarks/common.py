@@ -31,13 +31,18 @@ def machine() -> dict[str, Any]:
     }
 
 
-def save(name: str, result: dict[str, Any]) -> None:
-    """Write `results/NAME-MACHINE.json` and print its path."""
+def result_path(name: str) -> Path:
+    """`results/NAME-MACHINE.json`."""
     description = machine()
     label = description["gpu"] or f"{description['cores']}-cores"
     slug = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
+    return RESULTS / f"{name}-{slug}.json"
+
+
+def save(name: str, result: dict[str, Any]) -> None:
+    """Write `results/NAME-MACHINE.json` and print its path."""
+    description, path = machine(), result_path(name)
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}-{slug}.json"
     packages = {package: version(package) for package in ("torch", "pyarrow", "numpy")}
     text = json.dumps({"machine": description, "packages": packages, **result}, indent=2)
     path.write_text(text + "\n")

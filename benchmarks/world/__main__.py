@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 
 from benchmarks.common import save
@@ -45,8 +45,8 @@ def main() -> None:
     began = time.monotonic()
     results: list[Result] = []
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as processes:
-        for of_cell in processes.map(run_cell, cells(small)):
-            results += of_cell
+        for finished in as_completed(processes.submit(run_cell, cell) for cell in cells(small)):
+            results += finished.result()
             seconds = round(time.monotonic() - began)
             # After each cell: who ends the run early has what was done.
             save(

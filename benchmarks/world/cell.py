@@ -35,7 +35,7 @@ WARMUP_RATIO = 0.1
 CALIBRATE = Schedule(5e-4, 16, epochs=3)
 # In fine-tuning a step sees about as many response tokens whatever the arm selects, so that arms of
 # as many tokens take as many steps.
-FINETUNE_RATE, FINETUNE_EPOCHS, TOKENS_PER_STEP = 5e-4, 6, 64
+FINETUNE_RATE, FINETUNE_EPOCHS, TOKENS_PER_STEP = 5e-4, 6, 112
 
 
 @dataclass(frozen=True)
