@@ -237,40 +237,41 @@ def main() -> None:
             run = {"share": share, "seed": seed, "figures": figures}
             print(path.stem, share, seed, *table([run]), sep="\n", flush=True)
             name = f"corrupted-{'held-out-' if arguments.held_out else ''}{path.stem}"
-            runs[path] = save_run(name, run)
+            runs[path] = save_run(name, arguments.model, run)
     for path, share in product(arguments.pools, arguments.shares):
         print(path.stem, share, *table([r for r in runs[path] if r["share"] == share]), sep="\n")
 
 
-def save_run(name: str, run: dict[str, Any]) -> list[dict[str, Any]]:
-    """Add a run to the results, in the place of one of the same share and seed, and return them
-    all: a benchmark that was ended early has what was done, and a further seed costs itself only.
-    After a change of what is measured, delete the file first."""
-    path, runs = result_path(name), []
-    if path.exists():
-        runs = json.loads(path.read_text())["runs"]
-    cell = (run["share"], run["seed"])
-    runs = [r for r in runs if (r["share"], r["seed"]) != cell] + [run]
-    save(name, {"rows": ROWS, "runs": runs})
-    return runs
+def save_run(name: str, model: str, run: dict[str, Any]) -> list[dict[str, Any]]:
+    """Add a run to those of the same model and number of samples, in the place of one of the same
+    share and seed, and return them all: a benchmark that was ended early has what was done, and a
+    further seed costs itself only. After a change of the method, delete the file first."""
+    path, result = result_path(name), {"model": Path(model).name, "rows": ROWS}
+    before = json.loads(path.read_text()) if path.exists() else {}
+    cell, same = (run["share"], run["seed"]), before.items() >= result.items()
+    runs = [r for r in before["runs"] if (r["share"], r["seed"]) != cell] if same else []
+    save(name, {**result, "runs": [*runs, run]})
+    return [*runs, run]
 
 
 def table(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """A line a variant: per cent of each kind that is selected (mean and 95 % interval of a
-    bootstrap over the runs), of the selection that is spoilt, and of Algorithm 1's intact samples
-    that are kept."""
+    """A line a variant that all runs have: per cent of each kind that is selected (over all, lowest
+    and highest run), of the selection that is spoilt, and of Algorithm 1's intact samples that are
+    kept."""
     kinds = sorted({*runs[0]["figures"][INSTRUCTDIFF]["selected_and_all"]} - {"intact"})
     rows = [["strategy", *kinds, "spoilt share", "intact kept"]]
     for name in runs[0]["figures"]:
+        if not all(name in run["figures"] for run in runs):
+            continue
         figures = [run["figures"][name] for run in runs]
         counts = [figure["selected_and_all"] for figure in figures]
-        cells = [interval([count[kind] for count in counts]) for kind in kinds]
+        cells = [percent([count[kind] for count in counts]) for kind in kinds]
         shares = [
             [sum(n[0] for kind, n in count.items() if kind != "intact"), sum_selected(count)]
             for count in counts
         ]
         kept = np.mean([figure["intact_kept"] for figure in figures])
-        rows.append([name, *cells, interval(shares), f"{100 * kept:.0f}"])
+        rows.append([name, *cells, percent(shares), f"{100 * kept:.0f}"])
     return [aligned_table(rows, text_columns=1)]
 
 
@@ -279,16 +280,13 @@ def sum_selected(count: dict[str, list[int]]) -> int:
     return sum(selected for selected, _ in count.values())
 
 
-def interval(parts: Sequence[Sequence[int]]) -> str:
-    """Per cent of [part, whole] pairs, over all; and its 95 % interval where there are several."""
+def percent(parts: Sequence[Sequence[int]]) -> str:
+    """Per cent of [part, whole] pairs, over all; and the lowest and the highest of them where there
+    are several."""
     pairs = np.array(parts, float)
-    share = 100 * pairs[:, 0].sum() / max(1, pairs[:, 1].sum())
-    if len(pairs) < 2:
-        return f"{share:.0f}"
-    draws = np.random.default_rng(0).integers(len(pairs), size=(2000, len(pairs)))
-    totals = pairs[draws].sum(axis=1)
-    low, high = np.percentile(100 * totals[:, 0] / np.maximum(1, totals[:, 1]), [2.5, 97.5])
-    return f"{share:.0f} ({low:.0f}–{high:.0f})"
+    shares = 100 * pairs[:, 0] / np.maximum(1, pairs[:, 1])
+    share = f"{100 * pairs[:, 0].sum() / max(1, pairs[:, 1].sum()):.0f}"
+    return share if len(pairs) < 2 else f"{share} ({shares.min():.0f}–{shares.max():.0f})"
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import numpy as np
 from benchmarks.world.arms import ARMS, FULL, ORACLE
 from benchmarks.world.population import KINDS, SPOILT
 from benchmarks.world.tasks import BEYOND, LEARNABLE, MASTERED
+from instructdiff_ray.evaluation.intervals import seed_difference
 from instructdiff_ray.results.console import aligned_table
 
 Result = dict[str, Any]
@@ -57,7 +58,7 @@ def table(results: Sequence[Result]) -> list[list[str]]:
     """A row for each arm: accuracy over mastered and learnable skills, its difference to `random`
     with a 95 % interval, both kinds apart, and what its selection is made of; in per cent."""
     kinds = [kind for kind in KINDS if kind not in SPOILT]
-    head = ["trained on", "right", "against random", "learnable", "mastered", "samples"]
+    head = ["trained on", "right", "against random", "learnable", "mastered", "samples", "steps"]
     rows = [[*head, *kinds, "spoilt"]]
     by_arm = {arm: [r for r in results if r["arm"] == arm] for arm in TRAINED}
     random = {_cell(r): _overall(r) for r in by_arm["random"]}
@@ -74,6 +75,7 @@ def table(results: Sequence[Result]) -> list[list[str]]:
                 _percent(np.mean([_skills(r, LEARNABLE) for r in found])),
                 _percent(np.mean([_skills(r, MASTERED) for r in found])),
                 f"{np.mean([r['samples'] for r in found]):.0f}",
+                f"{np.mean([r['steps'] for r in found]):.0f}",
                 *(_percent(share) for share in counts.values()),
                 _percent(_share(found, SPOILT)),
             ]
@@ -82,11 +84,11 @@ def table(results: Sequence[Result]) -> list[list[str]]:
 
 
 def interval(differences: Sequence[float]) -> str:
-    """The mean difference in points, and the 95 % interval of a bootstrap over base models."""
-    values = 100 * np.array(differences)
-    draws = np.random.default_rng(0).integers(len(values), size=(4000, len(values)))
-    low, high = np.percentile(values[draws].mean(1), [2.5, 97.5])
-    return f"{values.mean():+.1f} ({low:+.1f} to {high:+.1f})"
+    """The mean difference in points, and the half width of its 95 % interval: Student's t over the
+    base models."""
+    difference = seed_difference(differences)
+    half = "" if difference.half_width is None else f" ± {100 * difference.half_width:.1f}"
+    return f"{100 * difference.mean:+.1f}{half}"
 
 
 def _cell(result: Result) -> tuple[str, int]:

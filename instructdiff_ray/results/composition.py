@@ -1,7 +1,6 @@
 """What the selection is made of, beside the pool: does one source, template or text fill it?
 
-Some samples of each are looked at. Ids are hashes, so the first in their order are a random sample,
-and what fills a large part of a selection shows in a thousand.
+Some samples of each are looked at: what fills a large part of a selection shows in a thousand.
 """
 
 from __future__ import annotations
@@ -12,7 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.lib.stride_tricks import sliding_window_view
+
+from instructdiff_ray.selection.ranking import Ranking
+from instructdiff_ray.selection.select import SELECTED
 
 SAMPLES = 1000
 OPENING_WORDS, OPENING_CHARACTERS = 5, 80
@@ -45,6 +48,19 @@ class Concentration:
     def excess(self) -> float:
         """By how much the selection has more of it than the pool."""
         return self.selected - self.pool
+
+
+def comparable_draws(ranking: Ranking) -> tuple[list[int], list[int]]:
+    """Places in the ranking of a random sample of the selection, and of one of the pool that has as
+    many of each domain. Ids are hashes, so the first are random."""
+    domains = ranking.table["domain"].combine_chunks().indices.to_numpy()
+    (selected,) = np.nonzero(pc.equal(ranking.fates, SELECTED).to_numpy(zero_copy_only=False))
+    selected = selected[:SAMPLES]
+    pool = [
+        np.flatnonzero(domains == domain)[:count]
+        for domain, count in enumerate(np.bincount(domains[selected]))
+    ]
+    return selected.tolist(), np.concatenate([selected[:0], *pool]).tolist()
 
 
 def compare_with_pool(

@@ -15,7 +15,7 @@ from instructdiff_ray.sample import Part
 from instructdiff_ray.scoring.token_scores import ShownSample, TokenScores
 from instructdiff_ray.selection.guards import GUARDS
 from instructdiff_ray.selection.ranking import Ranking
-from instructdiff_ray.selection.select import ABOVE, BELOW, EXCLUDED, NOT_TOP, SELECTED
+from instructdiff_ray.selection.select import ABOVE, BELOW, NOT_TOP, SELECTED
 
 EXAMPLES_EACH = 4
 MAX_EXAMPLE_CHARACTERS = 1200  # of a sample's prompts, and of its responses
@@ -130,7 +130,7 @@ class Shown:
 
 
 def _headings(ranking: Ranking) -> Iterator[tuple[str, str, str, str]]:
-    """Headings of the examples in the report: text, fate, column to sort by, order."""
+    """Headings of the examples in the report: text, fate or guard, column to sort by, order."""
     up, down = "ascending", "descending"
     if not ranking.inputs.strategy.calibrates:
         first, last = (down, up) if ranking.inputs.strategy.end == "highest" else (up, down)
@@ -144,7 +144,7 @@ def _headings(ranking: Ranking) -> Iterator[tuple[str, str, str, str]]:
         measure = GUARDS[name].measure
         label = GUARD_LABELS[measure]
         yield f"Selected, and most suspicious: highest {label}", SELECTED, measure, down
-        yield f"Excluded: highest {label}", EXCLUDED, measure, down
+        yield f"Excluded: highest {label}", name, measure, down
     yield "Left in the band: highest ΔH", NOT_TOP, "delta_entropy", down
     yield "Below the band: lowest ΔNLL", BELOW, "delta_nll", up
     yield "Above the band: highest ΔNLL", ABOVE, "delta_nll", down
@@ -157,8 +157,9 @@ def choose_examples(ranking: Ranking) -> dict[str, list[int]]:
     table = ranking.table.append_column("place", pa.array(np.arange(count)))
     table = table.append_column("draw", pa.array(draw))
     places = {}
-    for heading, fate, column, order in _headings(ranking):
-        rows = table.filter(pc.equal(table["fate"], fate)).select([column, "place"])
+    for heading, chosen_by, column, order in _headings(ranking):
+        reason = table["excluded_by" if chosen_by in GUARDS else "fate"]
+        rows = table.filter(pc.equal(reason, chosen_by)).select([column, "place"])
         rows = rows.filter(pc.is_finite(rows[column]))
         keys = [(column, order), ("place", "ascending")]
         first = pc.select_k_unstable(rows, EXAMPLES_EACH, sort_keys=keys)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 import pyarrow.compute as pc
@@ -19,7 +19,11 @@ from instructdiff_ray.context import RunContext
 from instructdiff_ray.pipeline import Round, score_shown
 from instructdiff_ray.pool.dataset import pool_rows
 from instructdiff_ray.pool.pool import REJECTS, Pool, reject_row
-from instructdiff_ray.results.composition import SAMPLES, Concentration, compare_with_pool
+from instructdiff_ray.results.composition import (
+    Concentration,
+    comparable_draws,
+    compare_with_pool,
+)
 from instructdiff_ray.results.examples import Shown, choose_examples
 from instructdiff_ray.results.report import render_report
 from instructdiff_ray.results.summary import SUMMARY, summarize
@@ -69,18 +73,16 @@ def write_files(
     """Write the files of one round into `folder`, but the report and the summary, which makes them
     complete; gives what the report is to show of its samples, and what fills the selection."""
     folder.delete(SUMMARY)
-    places = choose_examples(ranking)
-    rows = write_ranking(folder, ranking, {row for chosen in places.values() for row in chosen})
+    places, drawn = choose_examples(ranking), comparable_draws(ranking)
+    rows = write_ranking(folder, ranking, {*chain(*places.values(), *drawn)})
     headings = {heading: [rows[i] for i in chosen] for heading, chosen in places.items()}
-    examples = [row["sample_id"] for row in rows.values()]
-    selected = selected_ids(ranking)
-    # Of the selection and of the pool a random sample each: ids are hashes.
-    drawn = selected[:SAMPLES], [*islice(ranking.pool.ids(), min(SAMPLES, len(selected)))]
-    texts = _write_selected(folder, ranking.pool, {*selected}, {*examples, *chain(*drawn)})
+    examples = [rows[i]["sample_id"] for i in {*chain(*places.values())}]
+    wanted = {row["sample_id"] for row in rows.values()}
+    texts = _write_selected(folder, ranking.pool, {*selected_ids(ranking)}, wanted)
     _write_rejects(folder, ranking)
     folder.write_bytes("config.yaml", config_text.encode())
     parts = {name: [Part(**part) for part in texts[name]["parts"]] for name in examples}
-    compared = [[texts[name] for name in ids] for ids in drawn]
+    compared = [[texts[rows[i]["sample_id"]] for i in draw] for draw in drawn]
     return Shown(headings, parts), compare_with_pool(*compared)
 
 

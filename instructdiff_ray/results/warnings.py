@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from instructdiff_ray.pool.sampling import floor_share
 from instructdiff_ray.results.composition import (
@@ -21,17 +22,19 @@ from instructdiff_ray.results.composition import (
     TEMPLATE,
     Concentration,
 )
+from instructdiff_ray.selection.guards import GUARDS
 from instructdiff_ray.selection.ranking import Ranking
+from instructdiff_ray.selection.select import SELECTED
 from instructdiff_ray.selection.stability import MOST_REPEATS, WANTED_OVERLAP
 
-# Of the selection, and of the pool.
-ATYPICAL_SHARE, TRUNCATED_SHARE = 0.05, 0.03
+# Of the selection, of a domain, and of the pool.
+ATYPICAL_SHARE, EXCLUDED_SHARE, TRUNCATED_SHARE = 0.05, 0.1, 0.03
 # Nats; less is what another seed of the same calibration changes.
 LEAST_CHANGE = 0.02
 CORRELATION = 0.8
 # By how much the selection's share of one source or text may exceed the pool's; and of how many
 # samples shares mean something.
-EXCESS_SHARE, LEAST_SELECTED = 0.25, 30
+EXCESS_SHARE, LEAST_SELECTED = 0.25, 100
 # Of two such runs, expected; two single ones in docs/strategies.md share 0.58 to 0.93.
 LEAST_OVERLAP = 0.5
 # Rows of which correlations are taken: a whole number of partitions, which are random samples.
@@ -64,17 +67,17 @@ def find_warnings(
     concentrations: Sequence[Concentration],
 ) -> list[RunWarning]:
     """All that hold of a ranking. counts, guards: of `summary.json`."""
-    found = [*_of_pool(ranking, counts)]
+    found = [*_of_pool(counts), *_of_domains(ranking)]
     if counts["selected"] >= LEAST_SELECTED:
         found += _of_composition(concentrations)
     if "typical" in guards:
-        found += _of_guard(guards["typical"]["selected_above_limit"], counts["selected"])
+        found += _of_selection(guards["typical"]["selected_above_limit"], counts["selected"])
     if ranking.inputs.strategy.calibrates:
         found += [*_of_calibration(ranking), *_of_ranks(ranking), *_of_repeats(ranking)]
     return found
 
 
-def _of_pool(ranking: Ranking, counts: Mapping[str, Any]) -> Iterator[RunWarning]:
+def _of_pool(counts: Mapping[str, Any]) -> Iterator[RunWarning]:
     truncated = counts["truncated"] / max(1, counts["pool"])
     if truncated > TRUNCATED_SHARE:
         yield RunWarning(
@@ -84,20 +87,24 @@ def _of_pool(ranking: Ranking, counts: Mapping[str, Any]) -> Iterator[RunWarning
             f"{truncated:.1%} of the pool was cut off at calibrate.max_length, and is scored"
             " without its end; raise it, or use data.over_long=reject",
         )
-    domains = ranking.table["domain"].combine_chunks()
-    sizes = np.bincount(domains.indices.to_numpy(), minlength=len(domains.dictionary))
-    for name, size in zip(domains.dictionary.to_pylist(), sizes.tolist(), strict=True):
-        config = ranking.inputs.select(name)
-        if size and floor_share(config.ratio, size) < 1:
+
+
+def _of_domains(ranking: Ranking) -> Iterator[RunWarning]:
+    fates, excluded_by = ranking.fates, ranking.table["excluded_by"].combine_chunks()
+    selected = pc.equal(fates, SELECTED).to_numpy(zero_copy_only=False)
+    guarded = pc.is_in(excluded_by, pa.array([*GUARDS])).to_numpy(zero_copy_only=False)
+    for name, rows in _domains(ranking):
+        size, config = int(rows.sum()), ranking.inputs.select(name)
+        if floor_share(config.ratio, size) < 1:
             yield RunWarning(
                 "small domain",
                 size,
                 1 / config.ratio,
-                f"domain {name} has {size} samples, less than one for select.ratio={config.ratio};"
-                " one is selected all the same: name fewer domains, or raise its ratio",
+                f"domain {name} has {size} samples, less than one for select.ratio={config.ratio}:"
+                " name fewer domains, or raise its ratio",
             )
         cuts = ranking.inputs.strategy.calibrates and config.reject_ratio > 0
-        if size and cuts and floor_share(config.reject_ratio, size) < 1:
+        if cuts and floor_share(config.reject_ratio, size) < 1:
             yield RunWarning(
                 "filter cuts nothing",
                 size,
@@ -105,16 +112,44 @@ def _of_pool(ranking: Ranking, counts: Mapping[str, Any]) -> Iterator[RunWarning
                 f"domain {name} has {size} samples, too few for select.reject_ratio="
                 f"{config.reject_ratio} to cut any; name fewer domains",
             )
+        excluded = int((guarded & rows).sum()) / size
+        if excluded > EXCLUDED_SHARE:
+            yield RunWarning(
+                "much excluded",
+                excluded,
+                EXCLUDED_SHARE,
+                f"select.guard excludes {excluded:.0%} of domain {name}; look at it in the report:"
+                " if it is good, make it a domain of its own, or name fewer guards",
+            )
+        wanted = min(floor_share(config.ratio, size), config.max_samples or size)
+        count = int((selected & rows).sum())
+        if config.budget == "samples" and count < wanted:
+            yield RunWarning(
+                "short selection",
+                count,
+                wanted,
+                f"of domain {name} {count} samples are selected and not {wanted}: what may not be"
+                " selected leaves no more; name fewer guards, or lower select.ratio",
+            )
 
 
-def _of_guard(atypical: int, selected: int) -> Iterator[RunWarning]:
+def _domains(ranking: Ranking) -> Iterator[tuple[str, np.ndarray]]:
+    """Each domain that has samples, and a mask of its rows."""
+    domains = ranking.table["domain"].combine_chunks()
+    codes = domains.indices.to_numpy()
+    for code, name in enumerate(domains.dictionary.to_pylist()):
+        if (rows := codes == code).any():
+            yield name, rows
+
+
+def _of_selection(atypical: int, selected: int) -> Iterator[RunWarning]:
     above = atypical / max(1, selected)
     if above > ATYPICAL_SHARE:
         yield RunWarning(
             "atypical selection",
             above,
             ATYPICAL_SHARE,
-            f"{above:.1%} of the selected responses surprise both models as noise does; look at"
+            f"{above:.1%} of the selected responses surprise the models as noise does; look at"
             " them in the report, and use select.guard=typical",
         )
 
@@ -128,30 +163,32 @@ def _of_composition(concentrations: Sequence[Concentration]) -> Iterator[RunWarn
                 concentration.excess,
                 EXCESS_SHARE,
                 f"{concentration.selected:.0%} of the selection"
-                f" {description.format(concentration.value)}, but {concentration.pool:.0%} of the"
-                f" pool; {advice}",
+                f" {description.format(concentration.value)}, but {concentration.pool:.0%} of as"
+                f" many random samples of its domains; {advice}",
             )
 
 
 def _of_calibration(ranking: Ranking) -> Iterator[RunWarning]:
-    change = ranking.table["delta_nll"].to_numpy()
-    size, median = float(np.median(np.abs(change))), float(np.median(change))
-    if size < LEAST_CHANGE:
-        yield RunWarning(
-            "calibration changed nothing",
-            size,
-            LEAST_CHANGE,
-            f"half of the responses changed by less than {size:.3f} nats per token: the ranking is"
-            " noise; raise calibrate.learning_rate, epochs or ratio",
-        )
-    elif median > 0:
-        yield RunWarning(
-            "calibration did harm",
-            median,
-            0.0,
-            f"the calibrated model finds half of the pool at least {median:.2f} nats per token less"
-            " likely than the base model; lower calibrate.learning_rate or epochs",
-        )
+    changes = ranking.table["delta_nll"].to_numpy()
+    for name, rows in _domains(ranking):
+        change = changes[rows]
+        size, median = float(np.median(np.abs(change))), float(np.median(change))
+        if size < LEAST_CHANGE:
+            yield RunWarning(
+                "calibration changed nothing",
+                size,
+                LEAST_CHANGE,
+                f"half of the responses of domain {name} changed by less than {size:.3f} nats per"
+                " token: their ranking is noise; raise calibrate.learning_rate, epochs or ratio",
+            )
+        elif median > 0:
+            yield RunWarning(
+                "calibration did harm",
+                median,
+                0.0,
+                f"the calibrated model finds half of domain {name} at least {median:.2f} nats per"
+                " token less likely than the base model; lower calibrate.learning_rate or epochs",
+            )
 
 
 def _of_ranks(ranking: Ranking) -> Iterator[RunWarning]:

@@ -7,7 +7,7 @@ the guard's limit. Without a guard the selection is Algorithm 1 to the letter.
 
 | guard        | value, higher is worse                                                | limit    |
 |--------------|-----------------------------------------------------------------------|----------|
-| `typical`    | surprise: how unlikely the response is to both models                 | domain's |
+| `typical`    | surprise: NLL, and its excess over the entropy after calibration      | domain's |
 | `complete`   | ending_nll: NLL of the end behind the response, the calibrated model  | domain's |
 | `mismatched` | ifd: NLL(y | x) / NLL(y) under the base model                         | 1        |
 
@@ -44,7 +44,7 @@ LIKELY_END = 1 / 1000
 # The percentile of a normal distribution that is one standard deviation below its median.
 ONE_BELOW = 100 * NormalDist().cdf(-1)
 # A domain with fewer values is too small to tell which of them are bad.
-MIN_VALUES = 30
+MIN_VALUES = 100
 BELOW_ONE = float(np.nextafter(1.0, 0.0))
 
 
@@ -87,20 +87,25 @@ def ending_nll(batch: StrategyBatch) -> np.ndarray:
 
 def mismatch(batch: StrategyBatch) -> np.ndarray:
     """IFD; from 1 on, the prompt is no help to the response."""
-    return np.where(np.isfinite(batch.score(ALONE, "nll")), ifd(batch), np.nan)
+    known = np.isfinite(batch.score(BASE, "nll")) & np.isfinite(batch.score(ALONE, "nll"))
+    return np.where(known, ifd(batch), np.nan)
 
 
 def false_discovery_limit(values: np.ndarray) -> float:
-    """The lowest limit above which at most a share q of the values is what chance puts there.
+    """The lowest limit above which chance would put at most FALSE_DISCOVERY_RATE of the values
+    that are there.
 
     So it is low where many samples are bad and high where few are: no fixed number of deviations
     suits both. It is that of Benjamini and Hochberg (1995) under a normal null distribution with
-    the median and the spread of the lower half, in which there are no bad samples (an empirical
-    null: Efron, 2004, *Large-scale simultaneous hypothesis testing: the choice of a null*).
+    the median and the spread of the lower half, whose samples are taken for good ones (an empirical
+    null: Efron, 2004, *Large-scale simultaneous hypothesis testing: the choice of a null*). ∞ where
+    the domain is too small, or half of its values are the same.
     """
     if len(values) < MIN_VALUES:
         return math.inf
     median, deviation = _lower_half(values)
+    if not deviation:
+        return math.inf
     limits = median + DEVIATIONS * deviation
     tail = np.sort(values[values > limits[0]])  # a few per cent: no sort of them all
     excluded = len(tail) - np.searchsorted(tail, limits, side="right")

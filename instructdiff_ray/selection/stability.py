@@ -198,7 +198,7 @@ def stability(models: Sequence[DomainModel], overlap: float, repeats: int) -> St
     def expected(number: int) -> float:
         return float(np.average([model.overlap(number) for model in models], weights=weights))
 
-    return Stability(overlap, expected(repeats), _fewest(expected))
+    return Stability(overlap, expected(repeats), fewest_repeats(expected))
 
 
 def shared_pairs(selected: np.ndarray) -> tuple[float, float]:
@@ -229,14 +229,13 @@ def _solve(rising: Callable[[float], float], wanted: float) -> float:
     return (low + high) / 2
 
 
-def _fewest(expected: Callable[[int], float]) -> int | None:
+def fewest_repeats(expected: Callable[[int], float]) -> int | None:
     """The fewest repeats that reach the wanted overlap, which rises with them."""
-    most = 1
+    least, most = 0, 1  # too few, and perhaps enough
     while expected(most) < WANTED_OVERLAP:
-        most *= 2
-        if most > MOST_REPEATS:
+        if most == MOST_REPEATS:
             return None
-    least = most // 2  # too few, or 0
+        least, most = most, min(2 * most, MOST_REPEATS)
     while most - least > 1:
         middle = (least + most) // 2
         least, most = (least, middle) if expected(middle) >= WANTED_OVERLAP else (middle, most)

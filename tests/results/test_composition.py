@@ -1,20 +1,30 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
 import pytest
 
+from instructdiff_ray.config.selection import SelectConfig
 from instructdiff_ray.results.composition import (
     NEAR_IDENTICAL,
     OPENING,
     SOURCE,
     TEMPLATE,
     Concentration,
+    comparable_draws,
     compare_with_pool,
     near_duplicates,
     opening,
 )
+from instructdiff_ray.selection.batches import RankingInputs
+from instructdiff_ray.selection.ranking import rank
+from instructdiff_ray.selection.strategies import STRATEGIES
+from tests.selection.test_select import make_pool, written_scores
 
 WORDS = [f"word{n}" for n in range(500)]
 
@@ -61,6 +71,20 @@ def test_near_duplicates_are_those_of_high_jaccard_similarity() -> None:
 @pytest.mark.parametrize("texts", [["a", "b", "a"], ["", "x", ""], ["日本語", "中文", "日本語"]])
 def test_short_texts_are_compared_whole(texts: list[str]) -> None:
     assert near_duplicates(texts).tolist() == [True, False, True]
+
+
+def test_the_pool_is_drawn_with_as_many_of_each_domain_as_the_selection(tmp_path: Path) -> None:
+    domains = ["law"] * 300 + ["math"] * 900
+    pool, draw = make_pool(tmp_path, domains, [5] * 1200), np.random.default_rng(0)
+    base = written_scores(pool, "base", draw.random((2, 1200)), set())
+    ratios = {"law": 0.5, "math": 0.05}
+    inputs = RankingInputs(STRATEGIES["ppl_min"], lambda name: SelectConfig(ratio=ratios[name]))
+    ranking = rank(pool, {"base": base}, inputs)
+    selected, drawn = comparable_draws(ranking)
+    names = np.array(ranking.table["domain"].to_pylist())
+    assert Counter(names[drawn]) == Counter(names[selected]) == {"law": 150, "math": 45}
+    assert {*pc.take(ranking.fates, selected).to_pylist()} == {"selected"}
+    assert {*drawn} != {*selected}
 
 
 def test_a_mix_has_no_concentration() -> None:

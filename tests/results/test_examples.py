@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from instructdiff_ray.config.selection import SelectConfig
+from instructdiff_ray.pool.partition import id_array
 from instructdiff_ray.results.examples import (
     MAX_EXAMPLE_CHARACTERS,
     Example,
     Piece,
     Token,
+    choose_examples,
     pieces_of,
     shorten,
     turns_of,
 )
 from instructdiff_ray.sample import Part
 from instructdiff_ray.scoring.token_scores import TokenScores
+from instructdiff_ray.selection.batches import RankingInputs
+from instructdiff_ray.selection.ranking import rank
+from instructdiff_ray.selection.strategies import STRATEGIES
+from tests.selection.test_select import make_pool, written_scores
 
 MEASURES = ("base_nll", "base_entropy", "calibrated_nll", "calibrated_entropy")
 
@@ -48,6 +59,22 @@ def test_tokens_that_share_a_character_are_one_piece_of_their_mean_change() -> N
     assert [piece.shade for piece in pieces] == ["", "unsure-4", "surer-4"]
     assert pieces[1].delta_entropy == -2
     assert [piece.visible for piece in pieces] == ["a", "🙂", "␣b"]
+
+
+def test_what_a_guard_excluded_is_shown_under_that_guard_alone(tmp_path: Path) -> None:
+    pool, draw = make_pool(tmp_path, ["math"] * 1000, [5] * 1000), np.random.default_rng(0)
+    values = draw.normal(3, 0.2, (2, 1000))
+    values[0, 400:420] += 5
+    scores = {name: written_scores(pool, name, values, set()) for name in ("base", "calibrated")}
+    warmup = id_array(pa.table({"sample_id": [*pool.ids()][500:600]}))
+    config = SelectConfig(exclude_warmup=True)
+    inputs = RankingInputs(
+        STRATEGIES["instructdiff"], lambda _: config, warmup=warmup, guards=("typical",)
+    )
+    ranking = rank(pool, scores, inputs)
+    assert {*ranking.table["excluded_by"].to_pylist()} == {None, "typical", "warmup"}
+    (heading,) = (name for name in choose_examples(ranking) if name.startswith("Excluded"))
+    assert all(400 <= place < 420 for place in choose_examples(ranking)[heading])
 
 
 def test_a_conversation_shows_each_turn_and_only_as_much_as_there_is_room_for() -> None:

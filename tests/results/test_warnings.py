@@ -24,7 +24,7 @@ from instructdiff_ray.selection.ranking import rank
 from instructdiff_ray.selection.strategies import STRATEGIES, repeat_scores
 from tests.selection.test_select import make_pool, written_scores
 
-COUNT = 400
+COUNT = 1200
 
 
 class Scores:
@@ -46,14 +46,19 @@ def warned(
     guard: str = "typical",
     domains: list[str] | None = None,
     concentrations: Sequence[Concentration] = (),
+    alone: float | None = None,
 ) -> dict[str, RunWarning]:
     pool = make_pool(folder, domains or ["math"] * COUNT, scores.tokens.tolist(), truncated)
     tables = {
         "base": written_scores(pool, "base", np.array([scores.base_nll, scores.base_entropy]), {3}),
         "calibrated": written_scores(pool, "cal", np.array([scores.nll, scores.entropy]), {5}),
     }
+    guards = ["typical"]
+    if alone is not None:
+        tables["alone"] = written_scores(pool, "alone", np.full((2, COUNT), alone), set())
+        guards.append("mismatched")
     config = SelectConfig(guard=guard)
-    inputs = RankingInputs(STRATEGIES["instructdiff"], lambda _: config, guards=("typical",))
+    inputs = RankingInputs(STRATEGIES["instructdiff"], lambda _: config, guards=tuple(guards))
     ranking = rank(pool, tables, inputs)
     counts = {**pool.counts, **scored_counts(ranking), **fate_counts(ranking)}
     found = find_warnings(ranking, counts, guard_counts(ranking), concentrations)
@@ -69,7 +74,7 @@ def test_a_usual_run_has_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("guard", "names"), [("none", ["atypical selection"]), ("typical", [])])
 def test_noise_in_the_selection(tmp_path: Path, guard: str, names: list[str]) -> None:
     scores = Scores()
-    noise = slice(20, 40)
+    noise = slice(20, 80)
     scores.base_nll[noise] += 5
     scores.nll[noise] = scores.base_nll[noise] - 0.8
     scores.entropy[noise] = scores.base_entropy[noise] + 1  # the lowest ΔH of all
@@ -80,10 +85,27 @@ def test_noise_in_the_selection(tmp_path: Path, guard: str, names: list[str]) ->
         assert "select.guard=typical" in found["atypical selection"].message
 
 
+def test_a_guard_that_excludes_much_of_a_domain(tmp_path: Path) -> None:
+    scores = Scores()
+    scores.base_nll[:200] += 5
+    scores.nll[:200] += 5
+    found = warned(tmp_path, scores, domains=["law"] * 600 + ["math"] * 600)
+    assert [*found] == ["much excluded"]
+    assert found["much excluded"].value == pytest.approx(1 / 3, abs=0.1)
+    assert "domain law" in found["much excluded"].message
+
+
+def test_a_guard_that_leaves_less_than_the_ratio(tmp_path: Path) -> None:
+    found = warned(tmp_path, Scores(), guard="mismatched", alone=0.1)
+    assert [*found] == ["much excluded", "short selection"]
+    assert found["short selection"].value == 0
+
+
 def test_a_calibration_without_effect(tmp_path: Path) -> None:
     scores = Scores()
-    scores.nll = scores.base_nll + (scores.nll - scores.base_nll) / 100
-    assert "calibration changed nothing" in warned(tmp_path, scores)
+    scores.nll[600:] = (scores.base_nll + (scores.nll - scores.base_nll) / 100)[600:]
+    found = warned(tmp_path, scores, domains=["law"] * 600 + ["math"] * 600)
+    assert "domain math" in found["calibration changed nothing"].message
 
 
 def test_a_calibration_that_destroys_the_model(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import math
 from statistics import NormalDist
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,9 @@ from instructdiff_ray.selection.guards import (
     FALSE_DISCOVERY_RATE,
     false_discovery_limit,
     incomplete_limit,
+    mismatch,
 )
+from instructdiff_ray.selection.strategies import StrategyBatch
 
 NORMAL = NormalDist()
 
@@ -83,6 +86,18 @@ def test_a_pool_without_bad_samples_loses_hardly_any() -> None:
     assert np.mean(excluded) < 0.001
 
 
+def test_a_domain_of_which_half_is_the_same_has_no_limit() -> None:
+    values = np.append(np.zeros(600), normal_sample(400))
+    assert false_discovery_limit(values) == math.inf
+
+
+def test_what_is_not_known_is_not_mismatched() -> None:
+    nulls = [None, 2.0, 2.0, 2.0]
+    tables = {"base": pa.table({"nll": nulls}), "alone": pa.table({"nll": [1.0, None, 1.0, 4.0]})}
+    value = mismatch(StrategyBatch(pa.table({"x": nulls}), tables, seed=0))
+    assert np.array_equal(value, [np.nan, np.nan, 2.0, 0.5], equal_nan=True)
+
+
 def test_an_end_that_is_unlikely_nowhere_is_complete() -> None:
     sure = np.random.default_rng(0).exponential(0.01, 1000)
     assert incomplete_limit(sure) == pytest.approx(math.log(1000))
@@ -92,10 +107,10 @@ def test_an_end_that_is_unlikely_nowhere_is_complete() -> None:
 
 
 @settings(deadline=None, derandomize=True)
-@given(st.lists(st.floats(-1e6, 1e6), max_size=60))
+@given(st.lists(st.floats(-1e6, 1e6), max_size=200))
 def test_any_values_have_a_limit_and_less_than_half_lie_above(values: list[float]) -> None:
     column = np.array(values)
     for limit in (false_discovery_limit(column), incomplete_limit(column)):
         assert not math.isnan(limit)
         assert 2 * (column > limit).sum() <= len(column)
-        assert limit == math.inf or len(values) >= 30
+        assert limit == math.inf or len(values) >= 100

@@ -18,8 +18,10 @@ from instructdiff_ray.selection.counts import stability_counts
 from instructdiff_ray.selection.ranking import rank, selected_ids
 from instructdiff_ray.selection.stability import (
     CORE_PROBABILITY,
+    MOST_REPEATS,
     DomainModel,
     SingleRuns,
+    fewest_repeats,
     shared_pairs,
     stability,
 )
@@ -27,6 +29,12 @@ from instructdiff_ray.selection.strategies import STRATEGIES
 from tests.selection.test_select import make_pool, written_scores
 
 COUNT, CUT, TOP = 1000, 100, 100
+
+
+@pytest.mark.parametrize("enough", [1, 2, 3, 600, 1000, 1001])
+def test_the_fewest_repeats_that_reach_the_overlap(enough: int) -> None:
+    found = fewest_repeats(lambda repeats: 0.9 if repeats >= enough else 0.5)
+    assert found == (enough if enough <= MOST_REPEATS else None)
 
 
 @dataclass(frozen=True)
