@@ -1,7 +1,6 @@
 """What a practitioner would warn of: a run may end well, and its selection be poor all the same.
 
-The thresholds stand above what four clean pools show, but for those of concentrations and of
-unstable selections, which were not measured there; all are in one table in docs/user-guide.md.
+The thresholds stand above what four clean pools show; all are in one table in docs/user-guide.md.
 """
 
 from __future__ import annotations
