@@ -236,7 +236,7 @@ def main() -> None:
             figures = measure(replace(config, data=data, seed=seed), kinds, arguments.strategies)
             run = {"share": share, "seed": seed, "figures": figures}
             print(path.stem, share, seed, *table([run]), sep="\n", flush=True)
-            name = f"corrupted-{'held-out-' if arguments.held_out else ''}{path.stem}"
+            name = f"corrupted-{'held-out-' * arguments.held_out}{path.stem}"
             runs[path] = save_run(name, arguments.model, run)
     for path, share in product(arguments.pools, arguments.shares):
         print(path.stem, share, *table([r for r in runs[path] if r["share"] == share]), sep="\n")

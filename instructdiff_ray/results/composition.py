@@ -56,10 +56,8 @@ def comparable_draws(ranking: Ranking) -> tuple[list[int], list[int]]:
     domains = ranking.table["domain"].combine_chunks().indices.to_numpy()
     (selected,) = np.nonzero(pc.equal(ranking.fates, SELECTED).to_numpy(zero_copy_only=False))
     selected = selected[:SAMPLES]
-    pool = [
-        np.flatnonzero(domains == domain)[:count]
-        for domain, count in enumerate(np.bincount(domains[selected]))
-    ]
+    counts = zip(*np.unique(domains[selected], return_counts=True), strict=True)
+    pool = [np.flatnonzero(domains == domain)[:count] for domain, count in counts]
     return selected.tolist(), np.concatenate([selected[:0], *pool]).tolist()
 
 

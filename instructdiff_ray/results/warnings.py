@@ -92,8 +92,15 @@ def _of_domains(ranking: Ranking) -> Iterator[RunWarning]:
     fates, excluded_by = ranking.fates, ranking.table["excluded_by"].combine_chunks()
     selected = pc.equal(fates, SELECTED).to_numpy(zero_copy_only=False)
     guarded = pc.is_in(excluded_by, pa.array([*GUARDS])).to_numpy(zero_copy_only=False)
-    for name, rows in _domains(ranking):
-        size, config = int(rows.sum()), ranking.inputs.select(name)
+    domains = ranking.table["domain"].combine_chunks()
+    codes, names = domains.indices.to_numpy(), domains.dictionary.to_pylist()
+    counts = [
+        np.bincount(of, minlength=len(names)) for of in (codes, codes[guarded], codes[selected])
+    ]
+    for name, size, excluded_count, count in zip(names, *np.stack(counts).tolist(), strict=True):
+        config = ranking.inputs.select(name)
+        if not size:
+            continue
         if floor_share(config.ratio, size) < 1:
             yield RunWarning(
                 "small domain",
@@ -111,7 +118,7 @@ def _of_domains(ranking: Ranking) -> Iterator[RunWarning]:
                 f"domain {name} has {size} samples, too few for select.reject_ratio="
                 f"{config.reject_ratio} to cut any; name fewer domains",
             )
-        excluded = int((guarded & rows).sum()) / size
+        excluded = excluded_count / size
         if excluded > EXCLUDED_SHARE:
             yield RunWarning(
                 "much excluded",
@@ -121,7 +128,6 @@ def _of_domains(ranking: Ranking) -> Iterator[RunWarning]:
                 " if it is good, make it a domain of its own, or name fewer guards",
             )
         wanted = min(floor_share(config.ratio, size), config.max_samples or size)
-        count = int((selected & rows).sum())
         if config.budget == "samples" and count < wanted:
             yield RunWarning(
                 "short selection",

@@ -107,7 +107,7 @@ def test_an_end_that_is_unlikely_nowhere_is_complete() -> None:
 
 
 @settings(deadline=None, derandomize=True)
-@given(st.lists(st.floats(-1e6, 1e6), max_size=200))
+@given(st.lists(st.floats(-1e6, 1e6), min_size=95, max_size=130))
 def test_any_values_have_a_limit_and_less_than_half_lie_above(values: list[float]) -> None:
     column = np.array(values)
     for limit in (false_discovery_limit(column), incomplete_limit(column)):
