@@ -20,6 +20,8 @@ BOS, EOS = 0, 1
 CHARACTERS = string.ascii_letters + string.digits + " =*-" + string.punctuation
 IDS = {character: number for number, character in enumerate(dict.fromkeys(CHARACTERS), start=2)}
 IGNORED = -100
+# Samples are packed into rows of up to so many tokens; a sample has a third of it on average.
+PACKED = 64
 # Each size's hidden width and layers.
 SIZES = {"small": (48, 2), "medium": (64, 2), "large": (96, 3)}
 
@@ -73,7 +75,9 @@ def train(
     prompts too."""
     draw = random.Random(seed)
     steps = schedule.epochs * math.ceil(len(samples) / schedule.batch)
-    optimizer = torch.optim.AdamW(model.parameters(), schedule.learning_rate, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), schedule.learning_rate, weight_decay=0.01, fused=True
+    )
     rise = max(1, round(schedule.warmup_share * steps))
     rates = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
@@ -82,8 +86,8 @@ def train(
     model.train()
     for _ in range(schedule.epochs):
         for rows in _batches(len(samples), schedule.batch, draw):
-            tokens, labels = _padded([samples[row] for row in rows], on_prompts)
-            loss = model(input_ids=tokens, labels=labels, use_cache=False).loss
+            batch = packed([labelled(*samples[row], on_prompts) for row in rows])
+            loss = model(**batch, use_cache=False).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -98,22 +102,40 @@ def _batches(count: int, size: int, draw: random.Random) -> Iterator[list[int]]:
         yield order[start : start + size]
 
 
-def _padded(
-    samples: Sequence[tuple[str, str]], on_prompts: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and labels, [samples, longest]. Padding, on the right, is seen by no token."""
-    rows, labels = [], []
-    for prompt, response in samples:
-        ids, inside = encode(prompt, response)
-        rows.append(torch.tensor(ids))
-        trained = [on_prompts or t for t in inside[:-1]] + [True]
-        labels.append(
-            torch.tensor([i if t else IGNORED for i, t in zip(ids, trained, strict=True)])
-        )
-    return (
-        pad_sequence(rows, batch_first=True, padding_value=EOS),
-        pad_sequence(labels, batch_first=True, padding_value=IGNORED),
-    )
+def packed(samples: Sequence[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
+    """Token ids and labels of samples → a model's input, with several samples in a row.
+
+    Padding every sample to the longest would double the work. A sample's positions begin at 0, by
+    which transformers keeps each from seeing the one before it in its row.
+    """
+    rows: list[list[tuple[list[int], list[int]]]] = []
+    lengths: list[int] = []
+    # First fit, the longest first.
+    for ids, labels in sorted(samples, key=lambda sample: -len(sample[0])):
+        fitting = (n for n, length in enumerate(lengths) if length + len(ids) <= PACKED)
+        place = next(fitting, len(rows))
+        if place == len(rows):
+            rows.append([])
+            lengths.append(0)
+        rows[place].append((ids, labels))
+        lengths[place] += len(ids)
+    for row, length in zip(rows, lengths, strict=True):
+        missing = max(lengths) - length
+        row.append(([EOS] * missing, [IGNORED] * missing))
+    return {
+        "input_ids": torch.tensor([[i for ids, _ in row for i in ids] for row in rows]),
+        "labels": torch.tensor([[i for _, labels in row for i in labels] for row in rows]),
+        "position_ids": torch.tensor(
+            [[i for ids, _ in row for i in range(len(ids))] for row in rows]
+        ),
+    }
+
+
+def labelled(prompt: str, response: str, on_prompts: bool = False) -> tuple[list[int], list[int]]:
+    """Token ids, and those that are trained; the first, behind which nothing stands, is not."""
+    ids, inside = encode(prompt, response)
+    trained = [False, *(on_prompts or t for t in inside[1:-1]), True]
+    return ids, [i if t else IGNORED for i, t in zip(ids, trained, strict=True)]
 
 
 @torch.inference_mode()
@@ -123,7 +145,12 @@ def exact_match(model: PreTrainedModel, tasks: Sequence[Task]) -> np.ndarray:
     It does so exactly where each token of the answer, and EOS, is the likeliest behind the right
     ones before it; so one pass tells.
     """
-    tokens, labels = _padded([(task.prompt, task.answer) for task in tasks])
+    samples = [labelled(task.prompt, task.answer) for task in tasks]
+    # One sample a row. Padding, on the right, is seen by no token.
+    tokens, labels = (
+        pad_sequence([*map(torch.tensor, column)], batch_first=True, padding_value=padding)
+        for column, padding in zip(zip(*samples, strict=True), (EOS, IGNORED), strict=True)
+    )
     likeliest = model(input_ids=tokens, use_cache=False).logits[:, :-1].argmax(-1)
     right = (likeliest == labels[:, 1:]) | (labels[:, 1:] == IGNORED)
     return np.asarray(right.all(1).numpy())

@@ -10,7 +10,20 @@ import torch
 
 from benchmarks.world.arms import ARMS, FULL, ORACLE
 from benchmarks.world.cell import Cell, run_cell
-from benchmarks.world.model import BOS, EOS, IDS, Schedule, encode, exact_match, new_model, train
+from benchmarks.world.model import (
+    BOS,
+    EOS,
+    IDS,
+    IGNORED,
+    PACKED,
+    Schedule,
+    encode,
+    exact_match,
+    labelled,
+    new_model,
+    packed,
+    train,
+)
 from benchmarks.world.population import KINDS, NOISE, SPOILT, make_pool
 from benchmarks.world.table import report
 from benchmarks.world.tasks import (
@@ -132,6 +145,21 @@ def test_exact_match_is_what_greedy_decoding_gives() -> None:
         right.append(answer[0, prompt.shape[1] :].tolist() == expected)
     assert exact_match(model, asked).tolist() == right
     assert 0 < sum(right) < len(right)
+
+
+def test_a_packed_sample_is_trained_as_if_alone() -> None:
+    model = new_model("small", 0)
+    samples = [labelled(s.prompt, s.response) for s in make_pool(60, 0.2, seed=1).values()]
+    batch = packed(samples)
+    assert batch["input_ids"].shape[1] <= PACKED < batch["input_ids"].numel() / 4
+    loss = model(**batch, use_cache=False).loss
+    counts = [sum(label != IGNORED for label in labels) for _, labels in samples]
+    alone = [
+        model(input_ids=torch.tensor([ids]), labels=torch.tensor([labels])).loss
+        for ids, labels in samples
+    ]
+    mean = sum(x * n for x, n in zip(alone, counts, strict=True)) / sum(counts)
+    assert loss.item() == pytest.approx(mean.item(), rel=1e-5)
 
 
 def test_every_arm_is_trained_within_its_budget_and_judged() -> None:
