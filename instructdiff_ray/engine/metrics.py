@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from instructdiff_ray.engine.batch import Batch
+from instructdiff_ray.engine.device import missing_to_compile
 from instructdiff_ray.engine.lm_head import Tile, output_head
 from instructdiff_ray.engine.packing import pack, packed_hidden
 from instructdiff_ray.engine.throughput import operations_per_token
@@ -87,7 +88,10 @@ def add_up(
 
 @cache
 def fused() -> Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """`add_up` compiled: two passes over a tile of bf16 logits instead of ten over one in fp32."""
+    """`add_up` compiled: two passes over a tile of logits instead of ten.
+    As it is where nothing can be compiled."""
+    if missing_to_compile():
+        return add_up
     compiled: Callable[..., Any] = torch.compile(add_up, dynamic=True)
     return compiled
 
@@ -121,12 +125,28 @@ class SampleScorer:
         self.model = model
         self.rating_tokens = rating_tokens
         self.adapter = adapter
-        self.device = next(model.parameters()).device
+        weights = next(model.parameters())
+        self.device = weights.device
         self.slice = SLICE_POSITIONS[self.device.type]
         row = TILE_BYTES[self.device.type] // self.slice
-        self.head = output_head(model, row // model.dtype.itemsize)
+        logit = torch.float32 if weights.is_cuda else model.dtype
+        self.head = output_head(model, row // logit.itemsize)
         self.packed = self.head is not None and pack(model)
         self.operations = operations_per_token(model)
+
+    def forward_pass(self) -> str:
+        """For people: how this model scores samples on this device."""
+        on_gpu, missing = self.device.type == "cuda", missing_to_compile()
+        if self.head is None:
+            return "one sample at a time, whole logits"
+        if self.packed:
+            samples = f"packed samples, attention {'varlen flash' if on_gpu else 'sdpa'}"
+        else:
+            attention = self.model.config.get_text_config()._attn_implementation
+            samples = f"padded samples, attention {attention}"
+        sums = "compiled" if on_gpu and not missing else "eager"
+        reason = f" ({missing})" if on_gpu and missing else ""
+        return f"{samples}, head in {len(self.head)} tiles, sums {sums}{reason}"
 
     @torch.inference_mode()
     def score(self, batch: Batch) -> Tensor:

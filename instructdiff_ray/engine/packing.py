@@ -17,7 +17,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from instructdiff_ray.engine.batch import Batch
-from instructdiff_ray.engine.lm_head import UNLIKE
+from instructdiff_ray.engine.device import model_unlike
+from instructdiff_ray.engine.lm_head import nearly_equal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -127,9 +128,10 @@ def pack(model: PreTrainedModel) -> bool:
             model.set_attn_implementation(PACKED)
             if config._attn_implementation != PACKED:  # it has an attention of its own
                 return False
-            differ = (packed_hidden(model, batch).float() - expected).norm(dim=-1)
-            same = bool((differ <= TOLERANCE[model.dtype] * expected.norm(dim=-1)).all())
-        except UNLIKE:
+            same = nearly_equal(packed_hidden(model, batch), expected, TOLERANCE[model.dtype])
+        except Exception as error:
+            if not model_unlike(error):
+                raise
             same = False
     if not same:
         model.set_attn_implementation(before)

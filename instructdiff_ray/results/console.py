@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -121,6 +122,15 @@ def _stability(stability: Mapping[str, Any]) -> str:
     )
 
 
+def _forward_passes(descriptions: Mapping[str, Sequence[str]]) -> str:
+    """A line for each way in which samples were scored, with the models that were."""
+    names: dict[str, list[str]] = defaultdict(list)
+    for name, ways in descriptions.items():
+        for way in ways:
+            names[way].append(name)
+    return "".join(f"\n            {', '.join(models)}: {way}" for way, models in names.items())
+
+
 def _cost(summary: Mapping[str, Any]) -> str:
     stages = ", ".join(f"{name} {duration(s)}" for name, s in summary["seconds"].items())
     scoring = summary["scoring"]
@@ -134,5 +144,6 @@ def _cost(summary: Mapping[str, Any]) -> str:
             f"{scoring['tokens_per_second']:,.0f} tokens/s (samples scored: {passes})\n"
             f"            {shares['matrix_product_rate']:.0%} of the matrix-product rate,"
             f" {shares['padding']:.0%} padding, scorers waited {shares['waited']:.0%} of their time"
+            f"{_forward_passes(scoring['forward_passes'])}"
         )
     return f"time        {stages or 'nothing was computed'}\nscoring     {speed}"

@@ -59,6 +59,7 @@ def summarize(
             "tokens_per_second": stats.tokens / scoring_s if scoring_s else 0.0,
             "samples_scored": dict(stats.samples),
             "shares": stats.throughput.shares(),
+            "forward_passes": stats.forward_passes,
         },
         "seconds": dict(context.progress.seconds),
         "keys": {

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections import defaultdict, deque
 from dataclasses import asdict
+from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +16,7 @@ from ray.actor import ActorHandle
 from transformers import PreTrainedModel
 
 from instructdiff_ray.engine.batch import Batch, token_batches
+from instructdiff_ray.engine.device import device_failed
 from instructdiff_ray.engine.metrics import NO_ADAPTER, SampleScorer
 from instructdiff_ray.engine.throughput import Throughput, keep_freed_memory, matmul_rate
 from instructdiff_ray.models.model import Model
@@ -53,6 +56,9 @@ class Scorer:
         self.guard.begin_load()
         self.encodings = list(by_encoding(targets))
         self.scorers = load_scorers(targets, precision, self.device)
+        self.forward_passes = {
+            name: scorer.forward_pass() for group in self.scorers for name, scorer in group.items()
+        }
         first = next(iter(self.scorers[0].values()))
         self.tokens_per_batch = tokens_per_batch or paying_tokens(first, gpus)
         self.rate = matmul_rate(first.model)
@@ -75,6 +81,9 @@ class Scorer:
         self.guard.end(name, scored=not died)
         for column, value in asdict(self.throughput).items():
             scores = scores.append_column(column, pa.array([value] + [0.0] * (len(scores) - 1)))
+        for name, description in self.forward_passes.items():
+            column = pa.repeat(description, len(scores))
+            scores = scores.append_column(f"{name}_forward_pass", column)
         return scores
 
     def _score(self, block: pa.Table) -> pa.Table:
@@ -106,6 +115,10 @@ class Scorer:
                         queue.extendleft((rows[middle:], rows[:middle]))
                         break
                     rejects[name][rows[0]] = TOO_LARGE
+                except RuntimeError as error:
+                    if device_failed(error):
+                        end_process(error)
+                    raise
         # Fetched at the end: a GPU goes on while the next batch is made ready.
         measured = {name: self._no_scores(number, len(ids)) for name in scorers}
         for name, rows, result in scores:
@@ -150,6 +163,13 @@ class Scorer:
             no_scores = self._no_scores(number, 1)
             columns.update(score_columns(sample, number, target, no_scores, {0: KILLED}))
         return columns
+
+
+def end_process(error: RuntimeError) -> NoReturn:
+    """End this process, whose device is lost to it: Ray starts another, which gets the block again,
+    and the crash guard sees to it that this ends."""
+    print(f"the device failed, a new scorer is started: {error}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def scoring_device(actors_per_node: int, gpus: float) -> torch.device:

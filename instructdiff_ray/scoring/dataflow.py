@@ -91,7 +91,8 @@ class Tokenize:
 class WriteShards:
     """Writes a block of scores as shards of each target; gives the receipt, one row.
 
-    samples, rejected: by encoding, how many were scored, and the reasons of those that were not.
+    samples, rejected: by encoding, how many were scored, and the reasons of those that were not;
+    forward_passes: how each target's were scored, in their order.
     """
 
     def __init__(self, targets: Targets) -> None:
@@ -106,6 +107,9 @@ class WriteShards:
                 "samples": [samples],
                 "rejected": pa.array([rejected], pa.list_(pa.list_(pa.string()))),
                 "throughput": [throughput],
+                "forward_passes": [
+                    [scores[f"{target.name}_forward_pass"][0].as_py() for target in self.targets]
+                ],
             }
         )
 

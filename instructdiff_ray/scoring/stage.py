@@ -115,6 +115,8 @@ def _account(
             rejected[encoding].update(reasons)
             for target in groups[encoding]:
                 stats.add_samples(target.name, samples)
+        for target, description in zip(targets, row["forward_passes"], strict=True):
+            stats.add_forward_pass(target.name, description)
         throughput = Throughput(**row["throughput"])
         stats.throughput.add(throughput)
         speed = (stage.work + throughput.tokens) / max(stage.elapsed(), 1e-9)

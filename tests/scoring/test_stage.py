@@ -207,6 +207,45 @@ def test_a_sample_that_kills_its_scorer_becomes_a_reject_and_the_others_are_scor
     assert not found
 
 
+DEVICE_FAILS_ONCE = """
+import os, torch
+from transformers import {parent}
+
+def fail(module, arguments, options):
+    # Not where the scorer tries the model out, which takes four passes.
+    module.passed = getattr(module, "passed", 0) + 1
+    if module.passed > 6 and not os.path.exists({failed!r}):
+        open({failed!r}, "w").close()
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+class CustomModel({parent}):
+    def __init__(self, config):
+        super().__init__(config)
+        self.base_model.register_forward_pre_hook(fail, with_kwargs=True)
+"""
+
+
+def test_a_device_that_fails_costs_its_scorer_and_no_sample(
+    config: Config, pool: Pool, model: Model, tmp_path: Path
+) -> None:
+    storage = Storage(config.storage)
+    undisturbed = score(config, pool, whole(config, model), storage, QUIET, ScoringStats())
+    failed = tmp_path / "failed"
+    code = DEVICE_FAILS_ONCE.format(parent=type(model.load("fp32")).__name__, failed=str(failed))
+    failing = with_custom_code(model, tmp_path / "failing", code)
+    small = replace(config.cluster, score=ScoreResources(tokens_per_batch=64))
+    stats, storage = ScoringStats(), Storage(str(tmp_path))
+    specs = whole(config, failing)
+    scores = score(replace(config, cluster=small), pool, specs, storage, QUIET, stats)
+    assert failed.exists()
+    assert stats.samples["base"] == len(pool)
+    assert [*stats.forward_passes] == ["base"]
+    assert "packed samples, attention sdpa, head in" in stats.forward_passes["base"][0]
+    found, expected = table_of(scores["base"]), table_of(undisturbed["base"])
+    for name in ("nll", "entropy"):
+        assert np.allclose(found[name].to_numpy(), expected[name].to_numpy(), atol=1e-5)
+
+
 @pytest.mark.slow
 def test_a_scorer_that_is_killed_is_replaced_and_its_rows_are_scored_again(
     config: Config, pool: Pool, model: Model, tmp_path: Path

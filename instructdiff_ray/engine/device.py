@@ -1,0 +1,47 @@
+"""What the device that holds a model can do, and which of its errors mean that it is lost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+from pathlib import Path
+
+import torch
+
+# What models raise that have no body under that name, or one with other arguments, outputs or
+# shapes.
+UNLIKE = (AttributeError, TypeError, ValueError, LookupError, RuntimeError)
+
+
+def missing_to_compile() -> str | None:
+    """What this machine lacks for kernels to be compiled while a program runs; None: nothing.
+
+    Triton builds a stub in C for each of its kernels, with a compiler and against Python's headers.
+    """
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "no C compiler"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "no headers of Python"
+    return None
+
+
+def device_failed(error: BaseException) -> bool:
+    """Whether the device is lost to this process: an error of CUDA's that is none of memory.
+
+    After one, every further call of the process fails. Libraries on top of CUDA raise theirs as
+    plain RuntimeErrors, with the same beginning.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    return isinstance(error, torch.AcceleratorError) or (
+        isinstance(error, RuntimeError) and str(error).startswith("CUDA error")
+    )
+
+
+def model_unlike(error: Exception) -> bool:
+    """Whether a model's code raised it because the model is not built as expected, and not for
+    want of memory or of the device."""
+    return isinstance(error, UNLIKE) and not (
+        isinstance(error, torch.OutOfMemoryError) or device_failed(error)
+    )
