@@ -41,6 +41,7 @@ from instructdiff_ray.errors import UserError, user_error_in
 from instructdiff_ray.evaluation.lm_eval import check_tasks
 from instructdiff_ray.models.model import find_model
 from instructdiff_ray.progress import Progress
+from instructdiff_ray.resources import SINGLE_MACHINE, missing_gpus
 from instructdiff_ray.results.console import sweep_table
 from instructdiff_ray.storage.artifacts import Storage
 from instructdiff_ray.storage.filesystem import absolute, is_uri, join
@@ -105,6 +106,10 @@ def run_stage(stage: Stage, settings: DictConfig) -> dict[str, Any] | None:
         check_tasks(tuple(tasks))
     context = prepare(with_demo(config, progress), progress)
     start_ray(config.cluster)
+    # What is in storage needs none, so it is only refused where they are really wanted.
+    for part in ("train", "score"):
+        if line := missing_gpus(config.cluster, part):
+            progress.say(f"warning: {line}")
     return stage(context)
 
 
@@ -231,6 +236,7 @@ def start_ray(cluster: ClusterConfig) -> None:
     context.print_on_execution_start = False
     # A pipeline that can't go on is an error, not a wait.
     context.execution_no_progress_timeout_s = 2 * 3600
+    context.set_config(SINGLE_MACHINE, address is None)
     # Kept quiet: the run's own lines are what a person reads. Ray's logs have all the rest.
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler) and not isinstance(

@@ -254,7 +254,7 @@ def test_a_node_that_is_lost_while_training_and_while_scoring_costs_no_sample(
         nodes.append(cluster.add_node(num_cpus=3))
 
     log = tmp_path / "log"
-    gate.shut(after=BATCH)
+    gate.shut(after=2 * BATCH)  # in the third step, when the first one's checkpoint is finished
     try:
         with started(
             [*command(settings, tmp_path), f"cluster.address={cluster.address}"], log

@@ -17,6 +17,7 @@ ROOMS = [
     "progress",
     "sample",
     "config",
+    "resources",
     "storage",
     "models",
     "pool",

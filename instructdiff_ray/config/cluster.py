@@ -14,7 +14,8 @@ class TrainResources:
     workers: processes, each with `gpus_per_worker` GPUs (0 trains on CPU).
     tokens_per_device: tokens in one forward and backward pass; the accumulation steps follow.
     fsdp: shard model and optimizer over the workers; None does when they don't fit one device.
-    checkpoint_minutes: time between two checkpoints, and so what a crash may cost.
+    checkpoint_minutes: time between two checkpoints, and so what a crash may cost; 0: after every
+        step.
     """
 
     workers: int = 1

@@ -18,6 +18,7 @@ from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.pool.dataset import read_pool, stream
 from instructdiff_ray.pool.partition import among, id_prefixes
 from instructdiff_ray.pool.pool import Pool
+from instructdiff_ray.resources import require_gpus
 from instructdiff_ray.sample import Part
 from instructdiff_ray.scoring.actor import Scorer
 from instructdiff_ray.scoring.blocks import encoded_columns
@@ -34,6 +35,7 @@ def score_blocks(
     """Scores the pool, or the samples whose ids begin so, for all targets; yields a receipt for
     each block."""
     resources = config.cluster.score
+    require_gpus(config.cluster, "score")
     tokenize = Tokenize(list(by_encoding(targets)), None if prefixes is None else ray.put(prefixes))
     dataset = (
         read_pool(pool, ["sample_id", "parts"])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock
@@ -43,3 +44,18 @@ def local_copy(path: str) -> str:
                 undo.pop_all()
             part.rename(target)
     return str(target)
+
+
+@contextmanager
+def temporary_copy(path: str) -> Iterator[str]:
+    """`local_copy` for as long as the block runs: for what is read in one training only.
+
+    Of the processes of a machine that share the copy the first to leave deletes it, so they must
+    have opened its files by then.
+    """
+    local = local_copy(path)
+    try:
+        yield local
+    finally:
+        if local != path:
+            shutil.rmtree(local, ignore_errors=True)  # the others leave at the same time

@@ -7,21 +7,20 @@ the steps as learning-rate warm-up, gradient clipping.
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from typing import Any
-
-import pyarrow as pa
 
 from instructdiff_ray.config.cluster import TrainResources
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.model import Model
-from instructdiff_ray.pool.dataset import pool_rows
 from instructdiff_ray.pool.pool import Pool
-from instructdiff_ray.progress import Progress, Stage
+from instructdiff_ray.progress import Progress
+from instructdiff_ray.resources import require_gpus
 from instructdiff_ray.storage.artifacts import Artifact, FinishedArtifact, Storage, make_key
-from instructdiff_ray.storage.filesystem import Folder
+from instructdiff_ray.training.examples import write_examples
 from instructdiff_ray.training.launch import fit
-from instructdiff_ray.training.task import TrainTask
+from instructdiff_ray.training.task import EXAMPLES, TrainTask
 
 VERSION = 2  # of what this stage computes; raise it when the same input gives another model
 
@@ -76,11 +75,24 @@ def calibrate(
     checkpoints = _checkpoints(artifact.key, config.cluster.train, storage)
     with artifact.lock(progress.say) as finished:
         if finished is None:
+            require_gpus(config.cluster, "train")
             with artifact.writer() as writer, progress.stage(stage, "steps") as steps:
                 scratch = writer.folder.sub("scratch")
-                rows = pool_rows(pool, sample_ids, ["sample_id", "parts"])
-                scratch.write_table("train.parquet", pa.concat_tables(rows).sort_by("sample_id"))
-                weights = _train(config, base, scratch, writer.folder, checkpoints, steps)
+                encoding, folder = EncoderSpec.of(config, base), scratch.sub(EXAMPLES)
+                examples = write_examples(pool, sample_ids, encoding, folder)
+                task = TrainTask(
+                    model=base,
+                    encoding=encoding,
+                    calibrate=config.calibrate,
+                    resources=config.cluster.train,
+                    precision=config.cluster.precision,
+                    seed=config.seed,
+                    scratch=scratch,
+                    examples=examples,
+                    target=writer.folder.sub("model"),
+                    checkpoints=checkpoints,
+                )
+                weights = fit(task, steps)
                 scratch.delete()
                 adapter = config.calibrate.lora_rank is not None
                 info = {"samples": len(sample_ids), "weights": weights, "adapter": adapter}
@@ -89,30 +101,12 @@ def calibrate(
     return calibrated_model(base, finished)
 
 
-def _train(
-    config: Config,
-    base: Model,
-    samples: Folder,
-    target: Folder,
-    checkpoints: Artifact,
-    steps: Stage,
-) -> str:
-    """Trains a model into `target/model`; gives the identity of its weights."""
-    task = TrainTask(
-        model=base,
-        encoding=EncoderSpec.of(config, base),
-        calibrate=config.calibrate,
-        resources=config.cluster.train,
-        precision=config.cluster.precision,
-        seed=config.seed,
-        samples=samples,
-        target=target.sub("model"),
-        checkpoints=checkpoints,
-    )
-    return fit(task, steps)
-
-
 def _checkpoints(key: str, resources: TrainResources, storage: Storage) -> Artifact:
-    """Where a training leaves its checkpoints; they serve as many workers as wrote them."""
-    layout = {"workers": resources.workers, "fsdp": resources.fsdp}
+    """Where a training leaves its checkpoints; they serve as many workers as wrote them, under the
+    same versions of the libraries."""
+    layout = {
+        "workers": resources.workers,
+        "fsdp": resources.fsdp,
+        "versions": {name: version(name) for name in ("torch", "transformers", "accelerate")},
+    }
     return storage.artifact("checkpoints", make_key(model=key, **layout))

@@ -40,7 +40,7 @@ def fit(task: TrainTask, stage: Stage) -> str:
             ),
             run_config=RunConfig(
                 name="ray-train",
-                storage_path=task.samples.path,
+                storage_path=task.scratch.path,
                 failure_config=FailureConfig(max_failures=MAX_FAILURES),
             ),
         )
@@ -50,7 +50,7 @@ def fit(task: TrainTask, stage: Stage) -> str:
             if user_error := user_error_in(error):
                 raise user_error from error
             raise
-    return str(json.loads(task.samples.read_bytes(DIGEST) or b""))
+    return str(json.loads(task.scratch.read_bytes(DIGEST) or b""))
 
 
 def train_worker(config: dict[str, Any]) -> None:

@@ -11,15 +11,16 @@ from instructdiff_ray.models.model import Model
 from instructdiff_ray.storage.artifacts import Artifact
 from instructdiff_ray.storage.filesystem import Folder
 
-DIGEST = "digest.json"  # in the samples' folder: identity of the model that was saved
+EXAMPLES = "examples"  # in the scratch folder: the training set
+DIGEST = "digest.json"  # in the scratch folder: identity of the model that was saved
 
 
 @dataclass(frozen=True)
 class TrainTask:
     """All that a training worker is told.
 
-    samples: folder that holds `train.parquet` (sample_id, parts), and what Ray Train keeps;
-    target: folder that takes the finished model, a Hugging Face folder;
+    scratch: folder that holds the training set, and what Ray Train keeps; examples: the set's
+    files; target: folder that takes the finished model, a Hugging Face folder;
     checkpoints: the artifact that takes checkpoints, and that a training goes on from.
     """
 
@@ -29,6 +30,7 @@ class TrainTask:
     resources: TrainResources
     precision: str
     seed: int
-    samples: Folder
+    scratch: Folder
+    examples: list[str]
     target: Folder
     checkpoints: Artifact

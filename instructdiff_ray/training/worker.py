@@ -1,8 +1,8 @@
 """Supervised fine-tuning: what a Ray Train worker does, with the transformers Trainer inside.
 
-The loss is on the responses only. Each worker holds the tokens of the whole training set; the
-Trainer's own sampler, seeded, splits it, so that an optimizer step sees the same samples however
-many workers and accumulation steps share them.
+The loss is on the responses only. Each machine has the tokens of the whole training set on its
+disk; the Trainer's own sampler, seeded, splits it, so that an optimizer step sees the same samples
+however many workers and accumulation steps share them.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import ray.train
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from transformers import (
     PreTrainedModel,
     Trainer,
@@ -25,22 +25,22 @@ from transformers import (
     set_seed,
 )
 
-from instructdiff_ray.config.cluster import TrainResources
 from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.engine.throughput import keep_freed_memory
-from instructdiff_ray.errors import UserError
 from instructdiff_ray.models.model import folder_identity
-from instructdiff_ray.models.template import Encoded, training_example
-from instructdiff_ray.sample import Part
-from instructdiff_ray.training.checkpoints import KeepCheckpoints, fetch_checkpoint, resuming
-from instructdiff_ray.training.task import DIGEST, TrainTask
+from instructdiff_ray.storage.local_copy import temporary_copy
+from instructdiff_ray.training.checkpoints import (
+    KeepCheckpoints,
+    last_checkpoint,
+    naming_the_checkpoint,
+)
+from instructdiff_ray.training.examples import IGNORED, Examples
+from instructdiff_ray.training.task import DIGEST, EXAMPLES, TrainTask
 
-# Adam with fp32 master weights: 4 bytes each for a weight, and for the gradient and two moments of
-# one that is trained.
-WEIGHT_BYTES, TRAINING_BYTES = 4, 12
+# Adam with fp32 master weights: 4 bytes each for a weight, its gradient and two moments.
+TRAINING_BYTES = 16
 # What activations and the allocator need besides.
 USABLE_DEVICE_MEMORY = 0.7
-IGNORED = -100  # label without a loss
 
 
 def train(task: TrainTask, mailbox: Any) -> None:
@@ -50,24 +50,36 @@ def train(task: TrainTask, mailbox: Any) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
         keep_freed_memory()
     set_seed(task.seed)
-    examples = Examples(task)
-    model = task.model.load("fp32").train()
-    if task.calibrate.lora_rank:
-        model = with_adapter(model, task.calibrate)
-    with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryDirectory() as folder:
-        minutes = task.resources.checkpoint_minutes
-        keeper = KeepCheckpoints(task.checkpoints, minutes * 60)
+    minutes = task.resources.checkpoint_minutes
+    keeper = KeepCheckpoints(task.checkpoints, minutes * 60)
+    with ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory())
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        samples = stack.enter_context(temporary_copy(task.scratch.sub(EXAMPLES).path))
+        checkpoint = stack.enter_context(last_checkpoint(task.checkpoints))
+        examples = Examples(samples, task.examples)
+        # Before the model is loaded, for with FSDP these say who loads what.
+        arguments = _arguments(task, examples.longest, len(examples), world, scratch)
+        model = task.model.load("fp32").train()
+        if task.calibrate.lora_rank:
+            model = with_adapter(model, task.calibrate)
+        train_dataset: Any = examples
         trainer = Trainer(
             model=model,
-            args=_arguments(task, model, examples, world, scratch),
-            train_dataset=examples,
+            args=arguments,
+            train_dataset=train_dataset,
             data_collator=collate,
             callbacks=[ReportSteps(mailbox), keeper],
         )
         if trainer.model_accepts_loss_kwargs:  # the loss is a mean over the tokens of a whole step
             examples.fill_up(task.calibrate.global_batch_size)
-        with resuming(keeper):
-            trainer.train(resume_from_checkpoint=fetch_checkpoint(task.checkpoints, scratch))
+        if arguments.fsdp:
+            _reduce_in_fp32(trainer)
+        with naming_the_checkpoint(checkpoint, keeper):
+            trainer.train(resume_from_checkpoint=checkpoint)
+        if arguments.fsdp:
+            # Checkpoints are of shards; only what is left at the end is gathered.
+            trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
         # Every worker takes part, for a sharded model is gathered; rank 0 writes.
         trainer.save_model(folder)
         if trainer.is_world_process_zero():
@@ -75,7 +87,7 @@ def train(task: TrainTask, mailbox: Any) -> None:
             if task.calibrate.lora_rank:
                 model.config.save_pretrained(folder)  # a whole model's is there
             os.remove(os.path.join(folder, "training_args.bin"))  # a pickle that nothing reads
-            task.samples.write_json(DIGEST, folder_identity(folder))
+            task.scratch.write_json(DIGEST, folder_identity(folder))
             task.target.upload(folder)
 
 
@@ -92,46 +104,6 @@ def with_adapter(model: PreTrainedModel, hyper: CalibrateConfig) -> PreTrainedMo
         model.enable_input_require_grads()
     wrapped: Any = get_peft_model(model, config)
     return wrapped
-
-
-class Examples(Dataset):
-    """The training set, encoded, in the order of its ids; `longest` is in tokens."""
-
-    def __init__(self, task: TrainTask) -> None:
-        table = task.samples.read_table("train.parquet")
-        encoder = task.encoding.encoder()
-        eos, chat = encoder.tokenizer.eos_token_id, task.encoding.template.chat
-        self.items: list[dict[str, np.ndarray]] = []
-        # In chunks, kept as int32: a worker holds the set, and as Python's numbers it is 20 times
-        # as large.
-        for batch in table.to_batches(max_chunksize=1024):
-            samples = [[Part(**part) for part in parts] for parts in batch["parts"].to_pylist()]
-            for encoded in encoder.encode(samples):
-                if not isinstance(encoded, Encoded):
-                    # The pool's own model encoded all at ingest; this is another's tokenizer.
-                    raise UserError(
-                        f"{task.model.path} can't be trained on a selected sample"
-                        f" ({encoded.reason}: {encoded.detail}); select again with a"
-                        " calibrate.max_length that suits both models, or data.over_long=truncate"
-                    )
-                example = training_example(encoded, eos, chat, task.encoding.max_length)
-                self.items.append({k: np.array(v, np.int32) for k, v in example.items()})
-        self.longest = max(len(item["input_ids"]) for item in self.items)
-
-    def fill_up(self, multiple: int) -> None:
-        """Add samples without a loss, up to whole steps; the sampler spreads them over the epoch.
-
-        Else accelerate would fill up an epoch's last step with samples of its first, as many as the
-        workers ask for: and the model would depend on their number.
-        """
-        empty = {"input_ids": np.zeros(1, np.int32), "labels": np.full(1, IGNORED, np.int32)}
-        self.items += [empty] * (-len(self.items) % multiple)
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, position: int) -> dict[str, list[int]]:
-        return {name: values.tolist() for name, values in self.items[position].items()}
 
 
 def collate(items: list[dict[str, list[int]]]) -> dict[str, Tensor]:
@@ -157,13 +129,14 @@ def micro_batch_size(per_worker: int, longest: int, tokens_per_device: int) -> i
 
 
 def _arguments(
-    task: TrainTask, model: PreTrainedModel, examples: Examples, world: int, folder: str
+    task: TrainTask, longest: int, count: int, world: int, folder: str
 ) -> TrainingArguments:
+    """longest: of the examples, in tokens; count: how many there are."""
     hyper = task.calibrate
     per_worker = hyper.global_batch_size // world
-    micro = micro_batch_size(per_worker, examples.longest, task.resources.tokens_per_device)
-    steps = hyper.epochs * math.ceil(len(examples) / hyper.global_batch_size)
-    fsdp = _wants_fsdp(task.resources, model, world)
+    micro = micro_batch_size(per_worker, longest, task.resources.tokens_per_device)
+    steps = hyper.epochs * math.ceil(count / hyper.global_batch_size)
+    fsdp = _wants_fsdp(task, world)
     return TrainingArguments(
         output_dir=folder,
         num_train_epochs=hyper.epochs,
@@ -180,7 +153,7 @@ def _arguments(
         bf16=task.precision == "bf16",
         gradient_checkpointing=hyper.gradient_checkpointing and not fsdp,
         fsdp=fsdp or None,  # type: ignore[arg-type]  # annotated as it was before FSDP2
-        fsdp_config={"activation_checkpointing": hyper.gradient_checkpointing} if fsdp else None,
+        fsdp_config=_fsdp_config(hyper) if fsdp else None,
         use_cpu=not task.resources.gpus_per_worker,
         seed=task.seed,
         save_strategy="no",  # but when a callback asks for it
@@ -191,15 +164,33 @@ def _arguments(
     )
 
 
-def _wants_fsdp(resources: TrainResources, model: PreTrainedModel, world: int) -> bool:
+def _fsdp_config(hyper: CalibrateConfig) -> dict[str, Any]:
+    return {
+        "activation_checkpointing": hyper.gradient_checkpointing,
+        # Each worker saves what it holds.
+        "state_dict_type": "SHARDED_STATE_DICT",
+        # One worker of a machine reads the weights and hands the others their shards.
+        "cpu_ram_efficient_loading": True,
+    }
+
+
+def _reduce_in_fp32(trainer: Trainer) -> None:
+    """Sharded gradients are added up in fp32, as they are where nothing is sharded; accelerate
+    would add them up in the type of the forward pass."""
+    plugin = trainer.accelerator.state.fsdp_plugin
+    if policy := plugin.mixed_precision_policy:
+        plugin.mixed_precision_policy = replace(policy, reduce_dtype=torch.float32)
+
+
+def _wants_fsdp(task: TrainTask, world: int) -> bool:
+    resources = task.resources
     if resources.fsdp is not None:
         return resources.fsdp
-    if world == 1 or not resources.gpus_per_worker:
+    # LoRA trains too little to be worth sharding, and its frozen weights are not sharded.
+    if world == 1 or not resources.gpus_per_worker or task.calibrate.lora_rank:
         return False
     memory = torch.cuda.get_device_properties(0).total_memory
-    trained = model.num_parameters(only_trainable=True)
-    needed = WEIGHT_BYTES * model.num_parameters() + TRAINING_BYTES * trained
-    return needed > USABLE_DEVICE_MEMORY * memory
+    return TRAINING_BYTES * task.model.parameters() > USABLE_DEVICE_MEMORY * memory
 
 
 class ReportSteps(TrainerCallback):

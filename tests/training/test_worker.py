@@ -16,6 +16,7 @@ from instructdiff_ray.config.cluster import TrainResources
 from instructdiff_ray.config.data import TemplateConfig
 from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.demo.pool import prose
+from instructdiff_ray.errors import UserError
 from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.model import Model
 from instructdiff_ray.pool.pool import PARTS
@@ -23,8 +24,9 @@ from instructdiff_ray.progress import Progress
 from instructdiff_ray.sample import Part, sample_id
 from instructdiff_ray.storage.artifacts import Storage
 from instructdiff_ray.storage.filesystem import Folder
+from instructdiff_ray.training.examples import WriteExamples
 from instructdiff_ray.training.launch import fit
-from instructdiff_ray.training.task import TrainTask
+from instructdiff_ray.training.task import EXAMPLES, TrainTask
 from instructdiff_ray.training.worker import collate, micro_batch_size
 from tests.faults import Gate, killing
 
@@ -56,15 +58,18 @@ def task(model: Model, tmp_path_factory: pytest.TempPathFactory) -> TrainTask:
             "parts": pa.array([[p._asdict() for p in sample] for sample in samples], PARTS),
         }
     )
-    Folder(str(folder)).write_table("train.parquet", table.sort_by("sample_id"))
+    encoding = EncoderSpec(model, TemplateConfig(), 128, False)
+    write = WriteExamples(encoding, Folder(str(folder / EXAMPLES)))
+    names = [write(rows)["file"][0].as_py() for rows in (table[10:], table[:10])]
     return TrainTask(
         model=model,
-        encoding=EncoderSpec(model, TemplateConfig(), 128, False),
+        encoding=encoding,
         calibrate=CalibrateConfig(epochs=2, learning_rate=1e-3, global_batch_size=8),
         resources=TrainResources(tokens_per_device=256),
         precision="fp32",
         seed=0,
-        samples=Folder(str(folder)),
+        scratch=Folder(str(folder)),
+        examples=names,
         target=Folder(str(folder / "one")),
         checkpoints=Storage(str(folder)).artifact("checkpoints", "one"),
     )
@@ -106,7 +111,7 @@ def test_training_leaves_a_hugging_face_folder_of_safetensors_and_tokenizer(
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_cannot_be_loaded_is_forgotten(
+def test_a_checkpoint_that_cannot_be_loaded_ends_in_a_line_that_names_it_and_stays(
     task: TrainTask, one_worker: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     checkpoints = Storage(str(tmp_path)).artifact("checkpoints", "broken")
@@ -114,8 +119,12 @@ def test_a_checkpoint_that_cannot_be_loaded_is_forgotten(
         writer.folder.write_bytes("trainer_state.json", b"{}")
         writer.finish({}, {"step": 2})
     broken = replace(task, target=Folder(str(tmp_path / "anew")), checkpoints=checkpoints)
+    line = rf"^the checkpoints in {checkpoints.home.path} can't be loaded \(.+delete that folder"
+    with pytest.raises(UserError, match=line):
+        trained(broken)
+    assert checkpoints.finished()
+    checkpoints.home.delete()  # as it says
     assert distance(one_worker, trained(broken)) == 0
-    assert checkpoints.finished() is None
 
 
 @pytest.mark.slow
@@ -140,8 +149,9 @@ def killed_once(task: TrainTask, folder: Path) -> dict[str, torch.Tensor]:
         checkpoints=Storage(str(folder)).artifact("checkpoints", "killed"),
     )
     batch = task.calibrate.global_batch_size
-    # Four steps are left of one that goes on; one that began anew would not get by.
-    with killing(gate, after=2 * batch, then=4 * batch):
+    # The checkpoint of the first step is finished, and so five steps are left of one that goes on;
+    # one that began anew would not get by.
+    with killing(gate, after=2 * batch, then=5 * batch):
         found = trained(killed)
     finished = killed.checkpoints.finished()
     assert finished and finished.info["step"] == 5  # another run's start, had the driver died
