@@ -16,6 +16,8 @@ from typing import Any
 
 import ray.train
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor
 from transformers import (
     PreTrainedModel,
@@ -63,6 +65,8 @@ def train(task: TrainTask, mailbox: Any) -> None:
         model = task.model.load("fp32").train()
         if task.calibrate.lora_rank:
             model = with_adapter(model, task.calibrate)
+        if arguments.fsdp:
+            _shard(arguments)
         train_dataset: Any = examples
         trainer = Trainer(
             model=model,
@@ -73,8 +77,6 @@ def train(task: TrainTask, mailbox: Any) -> None:
         )
         if trainer.model_accepts_loss_kwargs:  # the loss is a mean over the tokens of a whole step
             examples.fill_up(task.calibrate.global_batch_size)
-        if arguments.fsdp:
-            _reduce_in_fp32(trainer)
         with naming_the_checkpoint(checkpoint, keeper):
             trainer.train(resume_from_checkpoint=checkpoint)
         if arguments.fsdp:
@@ -174,12 +176,20 @@ def _fsdp_config(hyper: CalibrateConfig) -> dict[str, Any]:
     }
 
 
-def _reduce_in_fp32(trainer: Trainer) -> None:
-    """Sharded gradients are added up in fp32, as they are where nothing is sharded; accelerate
-    would add them up in the type of the forward pass."""
-    plugin = trainer.accelerator.state.fsdp_plugin
+def _shard(arguments: TrainingArguments) -> None:
+    """Makes accelerate's state the one of sharded training, before the Trainer asks for it.
+
+    Accelerate shards on GPUs only and would leave the model whole on processors, without a word.
+    Gradients are added up in fp32, as where nothing is sharded; it would add them up in the type of
+    the forward pass.
+    """
+    plugin = FullyShardedDataParallelPlugin(**arguments.fsdp_plugin_args)
+    state = Accelerator(
+        mixed_precision="bf16" if arguments.bf16 else "no", fsdp_plugin=plugin
+    ).state
     if policy := plugin.mixed_precision_policy:
         plugin.mixed_precision_policy = replace(policy, reduce_dtype=torch.float32)
+    state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
 
 
 def _wants_fsdp(task: TrainTask, world: int) -> bool:

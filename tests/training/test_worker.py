@@ -177,10 +177,21 @@ def test_an_adapter_s_training_that_was_killed_goes_on_and_learns_the_same(
 def test_two_sharded_workers_learn_what_one_does(
     task: TrainTask, one_worker: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    resources = TrainResources(workers=2, tokens_per_device=256, fsdp=True)
-    two = trained(replace(task, resources=resources, target=Folder(str(tmp_path / "fsdp"))))
+    sharded = replace(
+        task,
+        resources=TrainResources(workers=2, tokens_per_device=256, fsdp=True, checkpoint_minutes=0),
+        target=Folder(str(tmp_path / "fsdp")),
+        checkpoints=Storage(str(tmp_path)).artifact("checkpoints", "sharded"),
+    )
+    two = trained(sharded)
     base = task.model.load("fp32").state_dict()
     assert distance(one_worker, two) < 0.02 * distance(base, one_worker)
+    finished = sharded.checkpoints.finished()
+    assert finished and finished.info["step"] == 5
+    shards = {Path(name).name: size for name, size in finished.folder.sizes().items()}
+    # Model and optimizer are in two parts of about half each, one of each worker.
+    sizes = [shards["__0_0.distcp"], shards["__1_0.distcp"]]
+    assert min(sizes) > max(sizes) / 2 and "model.safetensors" not in shards
 
 
 @pytest.mark.slow
