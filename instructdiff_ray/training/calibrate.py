@@ -18,7 +18,7 @@ from instructdiff_ray.pool.pool import Pool
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.resources import require_gpus
 from instructdiff_ray.storage.artifacts import Artifact, FinishedArtifact, Storage, make_key
-from instructdiff_ray.training.examples import write_examples
+from instructdiff_ray.training.training_set import write_examples
 from instructdiff_ray.training.launch import fit
 from instructdiff_ray.training.task import EXAMPLES, TrainTask
 

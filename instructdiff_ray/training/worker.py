@@ -36,7 +36,7 @@ from instructdiff_ray.training.checkpoints import (
     last_checkpoint,
     naming_the_checkpoint,
 )
-from instructdiff_ray.training.examples import IGNORED, Examples
+from instructdiff_ray.training.training_set import IGNORED, Examples
 from instructdiff_ray.training.task import DIGEST, EXAMPLES, TrainTask
 
 # Adam with fp32 master weights: 4 bytes each for a weight, its gradient and two moments.

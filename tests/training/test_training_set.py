@@ -23,7 +23,7 @@ from instructdiff_ray.pool.pool import Pool
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.sample import Part
 from instructdiff_ray.storage.filesystem import Folder
-from instructdiff_ray.training.examples import IGNORED, Examples, write_examples
+from instructdiff_ray.training.training_set import IGNORED, Examples, write_examples
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
