@@ -18,9 +18,9 @@ from instructdiff_ray.pool.pool import Pool
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.resources import require_gpus
 from instructdiff_ray.storage.artifacts import Artifact, FinishedArtifact, Storage, make_key
-from instructdiff_ray.training.training_set import write_examples
 from instructdiff_ray.training.launch import fit
 from instructdiff_ray.training.task import EXAMPLES, TrainTask
+from instructdiff_ray.training.training_set import write_examples
 
 VERSION = 2  # of what this stage computes; raise it when the same input gives another model
 

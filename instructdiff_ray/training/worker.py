@@ -36,8 +36,8 @@ from instructdiff_ray.training.checkpoints import (
     last_checkpoint,
     naming_the_checkpoint,
 )
-from instructdiff_ray.training.training_set import IGNORED, Examples
 from instructdiff_ray.training.task import DIGEST, EXAMPLES, TrainTask
+from instructdiff_ray.training.training_set import IGNORED, Examples
 
 # Adam with fp32 master weights: 4 bytes each for a weight, its gradient and two moments.
 TRAINING_BYTES = 16

@@ -24,9 +24,9 @@ from instructdiff_ray.progress import Progress
 from instructdiff_ray.sample import Part, sample_id
 from instructdiff_ray.storage.artifacts import Storage
 from instructdiff_ray.storage.filesystem import Folder
-from instructdiff_ray.training.training_set import WriteExamples
 from instructdiff_ray.training.launch import fit
 from instructdiff_ray.training.task import EXAMPLES, TrainTask
+from instructdiff_ray.training.training_set import WriteExamples
 from instructdiff_ray.training.worker import collate, micro_batch_size
 from tests.faults import Gate, killing
 
