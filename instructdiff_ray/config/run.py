@@ -57,6 +57,11 @@ class Config:
             not (self.calibrate.lora_rank and self.cluster.train.fsdp),
             "cluster.train.fsdp=true and calibrate.lora_rank don't go together; leave out one",
         )
+        require(
+            not (self.calibrate.optimizer != "adamw" and self.cluster.train.fsdp),
+            f"cluster.train.fsdp=true and calibrate.optimizer={self.calibrate.optimizer} don't go"
+            " together; leave out one",
+        )
         require(self.rounds >= 1, f"rounds={self.rounds} must be ≥ 1")
         require(bool(self.domain.strip()), "domain must be a name")
         workers, batch = self.cluster.train.workers, self.calibrate.global_batch_size

@@ -9,6 +9,7 @@ from instructdiff_ray.errors import require
 
 # Arms of an evaluation that its code knows by name: a strategy, and all samples.
 RANDOM, FULL = "random", "full"
+OPTIMIZERS = ("adamw", "adafactor")
 
 
 @dataclass
@@ -23,6 +24,7 @@ class CalibrateConfig:
         subset, instead of one for all.
     warmup_steps_ratio: share of the steps in which the learning rate rises.
     gradient_checkpointing: recompute activations to save memory.
+    optimizer: adamw (the paper), or adafactor, which keeps next to nothing for a parameter.
     repeats: calibrations, each on another warm-up subset; ranking is by the mean change. With more
         than one a run says how stable its selection is.
     """
@@ -36,6 +38,7 @@ class CalibrateConfig:
     warmup_steps_ratio: float = 0.05
     max_grad_norm: float = 1.0
     gradient_checkpointing: bool = False
+    optimizer: str = "adamw"
     lora_rank: int | None = None
     per_domain: bool = False
     repeats: int = 1
@@ -47,6 +50,10 @@ class CalibrateConfig:
         require(
             self.lora_rank is None or self.lora_rank >= 1,
             f"calibrate.lora_rank={self.lora_rank} must be 1 or more",
+        )
+        require(
+            self.optimizer in OPTIMIZERS,
+            f"calibrate.optimizer={self.optimizer} is not known; use {' or '.join(OPTIMIZERS)}",
         )
         require(self.max_length >= 2, f"calibrate.max_length={self.max_length} must be ≥ 2")
         require(

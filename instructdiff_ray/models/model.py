@@ -73,7 +73,7 @@ class Model:
 
     def family(self) -> str:
         """Its architecture; models of one family and one tokenizer see samples alike."""
-        return str(self._config().model_type)
+        return str(self.load_config().model_type)
 
     def vocabulary(self) -> dict[str, int]:
         """The tokenizer's words and their numbers."""
@@ -86,11 +86,12 @@ class Model:
 
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
-                self._config(), trust_remote_code=self.trust_remote_code
+                self.load_config(), trust_remote_code=self.trust_remote_code
             )
         return int(model.num_parameters())
 
-    def _config(self) -> PreTrainedConfig:
+    def load_config(self) -> PreTrainedConfig:
+        """What a model of it is built from."""
         from transformers import AutoConfig
 
         return AutoConfig.from_pretrained(

@@ -34,6 +34,8 @@ def model_artifact(
     # saves memory, the length is in the encoding, and a repeat differs by its samples and seed.
     for name in ("ratio", "gradient_checkpointing", "max_length", "per_domain", "repeats"):
         del hyper[name]
+    if hyper["optimizer"] == "adamw":  # as it was before there was another
+        del hyper["optimizer"]
     inputs = {
         "version": VERSION,
         "base": base.identity,

@@ -36,11 +36,10 @@ from instructdiff_ray.training.checkpoints import (
     last_checkpoint,
     naming_the_checkpoint,
 )
+from instructdiff_ray.training.memory import FP32, Pass, require_memory
 from instructdiff_ray.training.task import DIGEST, EXAMPLES, TrainTask
 from instructdiff_ray.training.training_set import IGNORED, Examples
 
-# Adam with fp32 master weights: 4 bytes each for a weight, its gradient and two moments.
-TRAINING_BYTES = 16
 # What activations and the allocator need besides.
 USABLE_DEVICE_MEMORY = 0.7
 
@@ -62,6 +61,7 @@ def train(task: TrainTask, mailbox: Any) -> None:
         examples = Examples(samples, task.examples)
         # Before the model is loaded, for with FSDP these say who loads what.
         arguments = _arguments(task, examples.longest, len(examples), world, scratch)
+        _check_memory(task, arguments, examples.longest, world)
         model = task.model.load("fp32").train()
         if task.calibrate.lora_rank:
             model = with_adapter(model, task.calibrate)
@@ -145,7 +145,7 @@ def _arguments(
         learning_rate=hyper.learning_rate,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=per_worker // micro,
-        optim="adamw_torch",
+        optim=_optimizer(task),
         weight_decay=hyper.weight_decay,
         lr_scheduler_type="cosine",
         # Rounded down: the first of the warm-up steps has a rate of 0, and of one step in all
@@ -164,6 +164,14 @@ def _arguments(
         disable_tqdm=True,
         remove_unused_columns=False,
     )
+
+
+def _optimizer(task: TrainTask) -> str:
+    """Its name in transformers. AdamW is fused on GPUs: what is not holds a copy of all gradients
+    in its step."""
+    if task.calibrate.optimizer == "adafactor":
+        return "adafactor"
+    return "adamw_torch_fused" if task.resources.gpus_per_worker else "adamw_torch"
 
 
 def _fsdp_config(hyper: CalibrateConfig) -> dict[str, Any]:
@@ -193,14 +201,36 @@ def _shard(arguments: TrainingArguments) -> None:
 
 
 def _wants_fsdp(task: TrainTask, world: int) -> bool:
-    resources = task.resources
+    resources, hyper = task.resources, task.calibrate
     if resources.fsdp is not None:
         return resources.fsdp
-    # LoRA trains too little to be worth sharding, and its frozen weights are not sharded.
-    if world == 1 or not resources.gpus_per_worker or task.calibrate.lora_rank:
+    # LoRA trains too little to be worth sharding, and Adafactor's sums are of whole matrices.
+    if world == 1 or not resources.gpus_per_worker or hyper.lora_rank or hyper.optimizer != "adamw":
         return False
-    memory = torch.cuda.get_device_properties(0).total_memory
-    return TRAINING_BYTES * task.model.parameters() > USABLE_DEVICE_MEMORY * memory
+    # Weights, gradients and two moments.
+    return 4 * FP32 * task.model.parameters() > USABLE_DEVICE_MEMORY * device_memory()
+
+
+def device_memory() -> int:
+    """Bytes of this worker's GPU."""
+    return int(torch.cuda.get_device_properties(0).total_memory)
+
+
+def _check_memory(task: TrainTask, arguments: TrainingArguments, longest: int, world: int) -> None:
+    """Raises UserError where the device will not hold the training."""
+    if task.resources.gpus_per_worker:
+        require_memory(
+            task.model.load_config(),
+            task.calibrate,
+            task.precision,
+            Pass(
+                arguments.per_device_train_batch_size,
+                longest,
+                shards=world if arguments.fsdp else 1,
+                accumulates=arguments.gradient_accumulation_steps > 1,
+            ),
+            device_memory(),
+        )
 
 
 class ReportSteps(TrainerCallback):

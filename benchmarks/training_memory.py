@@ -1,0 +1,198 @@
+"""Is the memory that a training will hold foretold well, and what fits which device?
+
+`python -m benchmarks.training_memory`
+
+First trains three shapes on this machine's processors and compares the growth of the process at its
+peak with what `training/memory.py` foretells. Then foretells, for models that people fine-tune, in
+bf16 with gradient checkpointing and samples of 2,048 tokens, what a device must hold.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+from benchmarks.common import peak_mib, reset_peak, save
+from instructdiff_ray.config.training import CalibrateConfig
+from instructdiff_ray.results.console import aligned_table
+from instructdiff_ray.training.memory import GIB, USABLE, MemoryModel, Pass
+
+MEASURED: dict[str, tuple[dict[str, Any], Pass]] = {
+    "5 M": (
+        {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "vocab_size": 4096},
+        Pass(16, 256, accumulates=False),
+    ),
+    "47 M": (
+        {
+            "hidden_size": 512,
+            "intermediate_size": 2048,
+            "num_hidden_layers": 8,
+            "vocab_size": 32_000,
+        },
+        Pass(8, 256, accumulates=False),
+    ),
+    "181 M": (
+        {
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "vocab_size": 50_000,
+            "tie_word_embeddings": False,
+        },
+        Pass(4, 256, accumulates=False),
+    ),
+}
+# Hidden width, intermediate width, layers, heads, heads of keys, words; the first tie embeddings.
+MODELS = {
+    "Qwen2.5-0.5B": (896, 4864, 24, 14, 2, 151_936),
+    "Qwen2.5-1.5B": (1536, 8960, 28, 12, 2, 151_936),
+    "Qwen2.5-7B": (3584, 18_944, 28, 28, 4, 152_064),
+    "Llama-3-8B": (4096, 14_336, 32, 32, 8, 128_256),
+    "Qwen2.5-32B": (5120, 27_648, 64, 40, 8, 152_064),
+    "Llama-3-70B": (8192, 28_672, 80, 64, 8, 128_256),
+}
+TIED = ("Qwen2.5-0.5B", "Qwen2.5-1.5B")
+DEVICES = (24, 48, 80)
+LENGTH = 2048
+SAVING = CalibrateConfig(gradient_checkpointing=True)
+TRAININGS = {
+    "one device": (SAVING, 1),
+    "one device, adafactor": (replace(SAVING, optimizer="adafactor"), 1),
+    "one device, LoRA": (replace(SAVING, lora_rank=16), 1),
+    "8 devices, FSDP": (SAVING, 8),
+}
+
+
+def small_config(shape: dict[str, Any]) -> Any:
+    """Heads of 64, two for each of keys."""
+    from transformers import Qwen2Config
+
+    heads = shape["hidden_size"] // 64
+    return Qwen2Config(
+        **{"tie_word_embeddings": True, **shape},
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 2,
+    )
+
+
+def measure(name: str, checkpointing: bool) -> tuple[float, float]:
+    """MiB by which this process grows at most in three steps, and what was foretold."""
+    import psutil
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(1)
+    shape, one_pass = MEASURED[name]
+    config = small_config(shape)
+    hyper = CalibrateConfig(gradient_checkpointing=checkpointing)
+    foretold = MemoryModel(config, "fp32").training(hyper, one_pass).peak
+    before = psutil.Process().memory_info().rss / 2**20
+    model: Any = AutoModelForCausalLM.from_config(config).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
+    ids = torch.randint(0, 4000, (one_pass.samples, one_pass.length))
+    mask = torch.ones_like(ids)
+    mask[1:, one_pass.length // 2 :] = 0
+    reset_peak()
+    for _ in range(3):
+        model(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return peak_mib() - before, foretold / 2**20
+
+
+def compare() -> list[dict[str, Any]]:
+    """Each shape in a process of its own, whose memory nothing has used before."""
+    rows = []
+    for name in MEASURED:
+        for checkpointing in (False, True):
+            code = (
+                "from benchmarks.training_memory import measure;"
+                f" print(*measure({name!r}, {checkpointing}))"
+            )
+            output = subprocess.run(
+                [sys.executable, "-c", code], check=True, capture_output=True, text=True
+            ).stdout
+            measured, foretold = map(float, output.split())
+            rows.append(
+                {
+                    "parameters": name,
+                    "checkpointing": checkpointing,
+                    "measured_mib": round(measured),
+                    "foretold_mib": round(foretold),
+                    "ratio": round(foretold / measured, 2),
+                }
+            )
+    return rows
+
+
+def large_config(name: str) -> Any:
+    """Of one of MODELS."""
+    from transformers import Qwen2Config
+
+    hidden, intermediate, layers, heads, key_heads, words = MODELS[name]
+    # Llama's differ by the biases of three projections, which are nothing here.
+    return Qwen2Config(
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        vocab_size=words,
+        tie_word_embeddings=name in TIED,
+    )
+
+
+def foretell(name: str) -> list[dict[str, Any]]:
+    """A row for each way to train the model: GiB of a device, and of every further sample."""
+    model = MemoryModel(large_config(name), "bf16")
+    parameters = model.outside + model.of_layer * model.layers
+    rows = []
+    for training, (hyper, shards) in TRAININGS.items():
+        one, two = (model.training(hyper, Pass(n, LENGTH, shards)).peak / GIB for n in (1, 2))
+        fitting = {
+            device: int((USABLE * device - one) // (two - one) + 1) * LENGTH
+            if one <= USABLE * device
+            else 0
+            for device in DEVICES
+        }
+        rows.append(
+            {
+                "model": name,
+                "training": training,
+                "first_sample_gib": round(one, 1),
+                "further_sample_gib": round(two - one, 2),
+                "largest_tokens_per_device": fitting,
+                "two_models_bf16_gib": round(2 * 2 * parameters / GIB, 1),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Print both tables and keep them."""
+    measured = compare()
+    print(aligned_table([[*measured[0]], *([str(v) for v in r.values()] for r in measured)], 1))
+    foretold = [row for name in MODELS for row in foretell(name)]
+    head = ["model", "training", "GiB", "GiB a sample", *(f"{d} GB" for d in DEVICES), "scoring"]
+    rows = [
+        [
+            row["model"],
+            row["training"],
+            str(row["first_sample_gib"]),
+            str(row["further_sample_gib"]),
+            *(f"{n:,}" if n else "–" for n in row["largest_tokens_per_device"].values()),
+            str(row["two_models_bf16_gib"]),
+        ]
+        for row in foretold
+    ]
+    print(aligned_table([head, *rows], text_columns=2))
+    save("training-memory", {"measured": measured, "foretold": foretold})
+
+
+if __name__ == "__main__":
+    main()

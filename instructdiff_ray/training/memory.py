@@ -1,0 +1,209 @@
+"""What a training holds in the memory of one device, known from the model's configuration alone.
+
+Weights, gradients and the optimizer's states are counted. What a forward and backward pass holds
+besides is measured, without numbers: the pass is run on fake tensors, which have shapes and types
+only, with one layer and with two; it grows evenly with every further one.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, finalize
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from instructdiff_ray.config.training import CalibrateConfig
+from instructdiff_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+# Bytes of each parameter that is trained: AdamW keeps two moments, Adafactor sums of rows and
+# columns, which are next to nothing.
+FP32 = 4
+STATES = {"adamw": 2 * FP32, "adafactor": 0}
+GIB = 2**30
+# Of a device's memory; the rest is CUDA's own, its libraries', and what lies between tensors.
+USABLE = 0.9
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes on one device.
+
+    activations: all that a pass holds besides, at its peak, the logits and their loss among it.
+    accumulates: whether gradients of an earlier pass are there in the next.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    accumulates: bool
+
+    @property
+    def peak(self) -> float:
+        """Where each pass is a step of its own, activations go as gradients come."""
+        if self.accumulates:
+            return self.weights + self.optimizer + self.gradients + self.activations
+        return self.weights + self.optimizer + max(self.gradients, self.activations)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A forward and backward pass on one device.
+
+    samples, length: each padded to so many tokens; shards: workers that the model, its gradients
+    and the optimizer are sharded over; accumulates: whether a step has several passes.
+    """
+
+    samples: int
+    length: int
+    shards: int = 1
+    accumulates: bool = True
+
+
+class MemoryModel:
+    """What trainings of one model hold. precision: fp32 | bf16, of a pass."""
+
+    def __init__(self, config: PreTrainedConfig, precision: str) -> None:
+        self.config, self.precision = config, precision
+        self.layers = int(config.get_text_config().num_hidden_layers)
+        one, two = (parameters(with_layers(config, count)) for count in (1, 2))
+        self.of_layer, self.outside = two - one, 2 * one - two
+        self.measured: dict[tuple[int, int, int, bool], float] = {}
+
+    def training(self, hyper: CalibrateConfig, one_pass: Pass) -> TrainingMemory:
+        total, shards = self.outside + self.of_layer * self.layers, one_pass.shards
+        one, two = (self._measure(n, one_pass, hyper.gradient_checkpointing) for n in (1, 2))
+        activations = one + (two - one) * (self.layers - 1)
+        if shards > 1:
+            # Two layers at a time are whole, in the precision of the pass, and what is no layer.
+            width = 2 if self.precision == "bf16" else FP32
+            activations += width * (2 * self.of_layer + self.outside)
+        # Of an adapter they are next to nothing.
+        trained = 0 if hyper.lora_rank else total
+        return TrainingMemory(
+            FP32 * total / shards,
+            FP32 * trained / shards,
+            STATES[hyper.optimizer] * trained / shards,
+            activations,
+            one_pass.accumulates,
+        )
+
+    def _measure(self, layers: int, one_pass: Pass, checkpointing: bool) -> float:
+        key = (layers, one_pass.samples, one_pass.length, checkpointing)
+        if key not in self.measured:
+            config = with_layers(self.config, layers)
+            self.measured[key] = activations(config, self.precision, one_pass, checkpointing)
+        return self.measured[key]
+
+
+def require_memory(
+    config: PreTrainedConfig, hyper: CalibrateConfig, precision: str, one_pass: Pass, device: float
+) -> None:
+    """Raises UserError where a device of so many bytes will not hold the training; its line says
+    what would fit, what changes least first."""
+    model, room = MemoryModel(config, precision), USABLE * device
+    needed = model.training(hyper, one_pass).peak
+    if needed <= room:
+        return
+    fewer = replace(one_pass, samples=1)
+    tokens = f"cluster.train.tokens_per_device={fewer.length}"
+    saving = replace(hyper, gradient_checkpointing=True)
+    least = f"calibrate.gradient_checkpointing=true {tokens}"
+    options = {
+        tokens: (hyper, fewer),
+        "calibrate.gradient_checkpointing=true": (saving, one_pass),
+        least: (saving, fewer),
+        f"cluster.train.workers=8 cluster.train.fsdp=true {least}": (
+            saving,
+            replace(fewer, shards=8),
+        ),
+        f"calibrate.optimizer=adafactor {least}": (replace(saving, optimizer="adafactor"), fewer),
+        f"calibrate.lora_rank=16 {least}": (replace(saving, lora_rank=16), fewer),
+    }
+    fitting = [
+        overrides for overrides, changed in options.items() if model.training(*changed).peak <= room
+    ]
+    raise UserError(
+        f"this training needs about {needed / GIB:.0f} GiB and the device has"
+        f" {device / GIB:.0f}; what would fit: {'; or '.join(fitting[:3]) or 'a larger device'}"
+    )
+
+
+def with_layers(config: PreTrainedConfig, count: int) -> PreTrainedConfig:
+    """The configuration with so many layers."""
+    changed = copy.deepcopy(config)
+    text = changed.get_text_config()
+    text.num_hidden_layers = count
+    if types := getattr(text, "layer_types", None):
+        text.layer_types = types[:count]
+    return changed
+
+
+def parameters(config: PreTrainedConfig) -> int:
+    """How many a model of this configuration has."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return int(AutoModelForCausalLM.from_config(config).num_parameters())
+
+
+def activations(
+    config: PreTrainedConfig, precision: str, one_pass: Pass, checkpointing: bool
+) -> float:
+    """Bytes that a pass holds at its peak besides weights and gradients: those of a gradient count
+    while it is made."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from transformers import AutoModelForCausalLM
+
+    with FakeTensorMode():
+        model: Any = AutoModelForCausalLM.from_config(config).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        for weight in model.parameters():
+            weight.register_post_accumulate_grad_hook(_drop_gradient)
+        ids = torch.zeros(one_pass.samples, one_pass.length, dtype=torch.long)
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+        cast = torch.autocast("cpu", torch.bfloat16, precision == "bf16")
+        with PeakMemory() as memory, cast:
+            model(**batch, use_cache=False).loss.backward()
+    return float(memory.peak)
+
+
+def _drop_gradient(weight: torch.Tensor) -> None:
+    weight.grad = None
+
+
+class PeakMemory(TorchDispatchMode):
+    """Bytes that are alive at most of all tensors that are made while it is on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alive = self.peak = 0
+        self.storages: WeakKeyDictionary[Any, None] = WeakKeyDictionary()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if storage in self.storages:  # a view, or written in place
+            return
+        self.storages[storage] = None
+        self.alive += storage.nbytes()
+        self.peak = max(self.peak, self.alive)
+        finalize(storage, self._remove, storage.nbytes())
+
+    def _remove(self, count: int) -> None:
+        self.alive -= count

@@ -1,0 +1,101 @@
+"""The memory that is foretold is the memory that is held."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, Qwen2Config
+
+from instructdiff_ray.config.training import CalibrateConfig
+from instructdiff_ray.errors import UserError
+from instructdiff_ray.training.memory import (
+    GIB,
+    MemoryModel,
+    Pass,
+    PeakMemory,
+    require_memory,
+)
+
+QWEN_7B = Qwen2Config(
+    hidden_size=3584,
+    intermediate_size=18_944,
+    num_hidden_layers=28,
+    num_attention_heads=28,
+    num_key_value_heads=4,
+    vocab_size=152_064,
+)
+
+
+@pytest.fixture
+def config() -> PreTrainedConfig:
+    return Qwen2Config(
+        hidden_size=64,
+        intermediate_size=256,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=1000,
+        tie_word_embeddings=True,
+    )
+
+
+def test_the_peak_is_of_what_is_alive_at_one_time() -> None:
+    with PeakMemory() as memory:
+        a = torch.zeros(1000)
+        b = a + 1
+        del a
+        c = b.view(10, 100).mul_(2)  # a view, written in place
+        d = torch.cat([c, c])
+    assert memory.peak == 3 * 4000
+    del b, c
+    assert memory.alive == 8000
+    del d
+    assert memory.alive == 0
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_real_pass_holds_what_one_without_numbers_foretells(
+    config: PreTrainedConfig, checkpointing: bool
+) -> None:
+    hyper = CalibrateConfig(gradient_checkpointing=checkpointing)
+    foretold = MemoryModel(config, "fp32").training(hyper, Pass(3, 300)).activations
+    model = AutoModelForCausalLM.from_config(config).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    for weight in model.parameters():
+        weight.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))
+    ids = torch.randint(0, 1000, (3, 300))
+    mask = torch.arange(300)[None] < torch.tensor([[300], [200], [77]])  # padding on the right
+    with PeakMemory() as memory:
+        model(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False).loss.backward()
+    assert memory.peak == pytest.approx(foretold, rel=0.05)
+
+
+def test_what_is_trained_and_sharded_decides_what_is_held(config: PreTrainedConfig) -> None:
+    model = MemoryModel(config, "fp32")
+    count = AutoModelForCausalLM.from_config(config).num_parameters()
+    plain = model.training(CalibrateConfig(), Pass(8, 256))
+    assert (plain.weights, plain.gradients, plain.optimizer) == (4 * count, 4 * count, 8 * count)
+    assert plain.peak == 16 * count + plain.activations
+    alone = model.training(CalibrateConfig(), Pass(8, 256, accumulates=False))
+    assert alone.peak == 12 * count + max(4 * count, plain.activations)
+    sharded = model.training(CalibrateConfig(), Pass(8, 256, shards=4))
+    assert sharded.weights == count and sharded.optimizer == 2 * count
+    lora = model.training(CalibrateConfig(lora_rank=8), Pass(8, 256))
+    assert (lora.weights, lora.gradients, lora.optimizer) == (4 * count, 0, 0)
+    assert model.training(CalibrateConfig(optimizer="adafactor"), Pass(8, 256)).optimizer == 0
+    saving = model.training(CalibrateConfig(gradient_checkpointing=True), Pass(8, 256))
+    assert saving.activations < plain.activations
+
+
+def test_a_training_that_will_not_fit_is_refused_with_what_would() -> None:
+    hyper = CalibrateConfig(gradient_checkpointing=True)
+    require_memory(QWEN_7B, hyper, "bf16", Pass(2, 2048, shards=8), 80 * GIB)
+    with pytest.raises(UserError) as refused:
+        require_memory(QWEN_7B, hyper, "bf16", Pass(8, 2048), 80 * GIB)
+    line = str(refused.value)
+    assert line.startswith("this training needs about 1")
+    assert "GiB and the device has 80; what would fit: cluster.train.workers=8" in line
+    assert "calibrate.lora_rank=16" in line
+    with pytest.raises(UserError, match="what would fit: a larger device"):
+        require_memory(QWEN_7B, hyper, "bf16", Pass(8, 2048), 8 * GIB)
