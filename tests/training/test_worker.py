@@ -195,6 +195,24 @@ def test_two_sharded_workers_learn_what_one_does(
 
 
 @pytest.mark.slow
+def test_adafactor_learns_and_keeps_next_to_nothing_for_a_parameter(
+    task: TrainTask, ray_session: None, tmp_path: Path
+) -> None:
+    factored = replace(
+        task,
+        calibrate=replace(task.calibrate, optimizer="adafactor"),
+        resources=TrainResources(tokens_per_device=256, checkpoint_minutes=0),
+        target=Folder(str(tmp_path / "adafactor")),
+        checkpoints=Storage(str(tmp_path)).artifact("checkpoints", "adafactor"),
+    )
+    assert distance(task.model.load("fp32").state_dict(), trained(factored)) > 1e-4
+    finished = factored.checkpoints.finished()
+    assert finished
+    sizes = finished.folder.sizes()
+    assert sizes["optimizer.pt"] < sizes["model.safetensors"] / 4
+
+
+@pytest.mark.slow
 def test_gradient_checkpointing_and_accumulation_change_memory_and_not_the_model(
     task: TrainTask, one_worker: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
