@@ -2,13 +2,15 @@
 
 `python -m benchmarks.training_memory`
 
-First trains three shapes on this machine's processors and compares the growth of the process at its
+First trains a few shapes on this machine's processors and compares the growth of the process at its
 peak with what `training/memory.py` foretells. Then foretells, for models that people fine-tune, in
 bf16 with gradient checkpointing and samples of 2,048 tokens, what a device must hold.
 """
 
 from __future__ import annotations
 
+import gc
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -33,6 +35,15 @@ MEASURED: dict[str, tuple[dict[str, Any], Pass]] = {
         },
         Pass(8, 256, accumulates=False),
     ),
+    "59 M, long samples": (
+        {
+            "hidden_size": 640,
+            "intermediate_size": 2560,
+            "num_hidden_layers": 8,
+            "vocab_size": 16_000,
+        },
+        Pass(2, 1024, accumulates=False),
+    ),
     "181 M": (
         {
             "hidden_size": 768,
@@ -55,6 +66,8 @@ MODELS = {
 }
 TIED = ("Qwen2.5-0.5B", "Qwen2.5-1.5B")
 DEVICES = (24, 48, 80)
+# So that the C library gives back what is freed, and a process is as large as what is alive.
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 LENGTH = 2048
 SAVING = CalibrateConfig(gradient_checkpointing=True)
 TRAININGS = {
@@ -69,7 +82,7 @@ def small_config(shape: dict[str, Any]) -> Any:
     """Heads of 64, two for each of keys."""
     from transformers import Qwen2Config
 
-    heads = shape["hidden_size"] // 64
+    heads = max(2, shape["hidden_size"] // 64)
     return Qwen2Config(
         **{"tie_word_embeddings": True, **shape},
         num_attention_heads=heads,
@@ -88,20 +101,27 @@ def measure(name: str, checkpointing: bool) -> tuple[float, float]:
     config = small_config(shape)
     hyper = CalibrateConfig(gradient_checkpointing=checkpointing)
     foretold = MemoryModel(config, "fp32").training(hyper, one_pass).peak
+
+    def train(config: Any, one_pass: Pass) -> None:
+        model: Any = AutoModelForCausalLM.from_config(config).train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
+        ids = torch.randint(0, 4000, (one_pass.samples, one_pass.length))
+        mask = torch.ones_like(ids)
+        mask[1:, one_pass.length // 2 :] = 0
+        for _ in range(3):
+            model(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False).loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    # What is loaded at the first step is none of the training's.
+    train(small_config({**shape, "hidden_size": 64, "num_hidden_layers": 1}), Pass(2, 8))
+    gc.collect()
     before = psutil.Process().memory_info().rss / 2**20
-    model: Any = AutoModelForCausalLM.from_config(config).train()
-    if checkpointing:
-        model.gradient_checkpointing_enable()
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
-    ids = torch.randint(0, 4000, (one_pass.samples, one_pass.length))
-    mask = torch.ones_like(ids)
-    mask[1:, one_pass.length // 2 :] = 0
     reset_peak()
-    for _ in range(3):
-        model(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+    train(config, one_pass)
     return peak_mib() - before, foretold / 2**20
 
 
@@ -115,7 +135,11 @@ def compare() -> list[dict[str, Any]]:
                 f" print(*measure({name!r}, {checkpointing}))"
             )
             output = subprocess.run(
-                [sys.executable, "-c", code], check=True, capture_output=True, text=True
+                [sys.executable, "-c", code],
+                env={**os.environ, **GIVE_BACK},
+                check=True,
+                capture_output=True,
+                text=True,
             ).stdout
             measured, foretold = map(float, output.split())
             rows.append(
