@@ -174,7 +174,6 @@ def large_config(name: str) -> Any:
 def foretell(name: str) -> list[dict[str, Any]]:
     """A row for each way to train the model: GiB of a device, and of every further sample."""
     model = MemoryModel(large_config(name), "bf16")
-    parameters = model.outside + model.of_layer * model.layers
     rows = []
     for training, (hyper, shards) in TRAININGS.items():
         one, two = (model.training(hyper, Pass(n, LENGTH, shards)).peak / GIB for n in (1, 2))
@@ -191,7 +190,7 @@ def foretell(name: str) -> list[dict[str, Any]]:
                 "first_sample_gib": round(one, 1),
                 "further_sample_gib": round(two - one, 2),
                 "largest_tokens_per_device": fitting,
-                "two_models_bf16_gib": round(2 * 2 * parameters / GIB, 1),
+                "two_models_bf16_gib": round(2 * 2 * model.parameters / GIB, 1),
             }
         )
     return rows

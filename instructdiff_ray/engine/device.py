@@ -12,6 +12,8 @@ import torch
 # What models raise that have no body under that name, or one with other arguments, outputs or
 # shapes.
 UNLIKE = (AttributeError, TypeError, ValueError, LookupError, RuntimeError)
+# How CUDA and its libraries say that memory is short, in errors of other types.
+MEMORY = ("out of memory", "ALLOC_FAILED")
 
 
 def missing_to_compile() -> str | None:
@@ -32,7 +34,7 @@ def device_failed(error: BaseException) -> bool:
     After one, every further call of the process fails. Libraries on top of CUDA raise theirs as
     plain RuntimeErrors, with the same beginning.
     """
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in MEMORY):
         return False
     return isinstance(error, torch.AcceleratorError) or (
         isinstance(error, RuntimeError) and str(error).startswith("CUDA error")
@@ -42,6 +44,5 @@ def device_failed(error: BaseException) -> bool:
 def model_unlike(error: Exception) -> bool:
     """Whether a model's code raised it because the model is not built as expected, and not for
     want of memory or of the device."""
-    return isinstance(error, UNLIKE) and not (
-        isinstance(error, torch.OutOfMemoryError) or device_failed(error)
-    )
+    short = any(words in str(error) for words in MEMORY)
+    return isinstance(error, UNLIKE) and not (short or device_failed(error))

@@ -6,8 +6,9 @@ import os
 import sys
 import time
 from collections import defaultdict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
-from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -70,6 +71,10 @@ class Scorer:
 
         The fields of Throughput are columns too, whose sums are this block's.
         """
+        with ending_with_the_device():
+            return self._call(block)
+
+    def _call(self, block: pa.Table) -> pa.Table:
         name = f"block {block['sample_id'][0]}"
         died = self.guard.begin(name) > 1
         began = time.monotonic()
@@ -115,10 +120,6 @@ class Scorer:
                         queue.extendleft((rows[middle:], rows[:middle]))
                         break
                     rejects[name][rows[0]] = TOO_LARGE
-                except RuntimeError as error:
-                    if device_failed(error):
-                        end_process(error)
-                    raise
         # Fetched at the end: a GPU goes on while the next batch is made ready.
         measured = {name: self._no_scores(number, len(ids)) for name in scorers}
         for name, rows, result in scores:
@@ -165,11 +166,18 @@ class Scorer:
         return columns
 
 
-def end_process(error: RuntimeError) -> NoReturn:
-    """End this process, whose device is lost to it: Ray starts another, which gets the block again,
-    and the crash guard sees to it that this ends."""
-    print(f"the device failed, a new scorer is started: {error}", file=sys.stderr, flush=True)
-    os._exit(1)
+@contextmanager
+def ending_with_the_device() -> Iterator[None]:
+    """Ends this process where its device is lost to it, which shows at any call after the fault:
+    Ray starts another, which gets the block again, and the crash guard sees to it that this ends.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not device_failed(error):
+            raise
+        print(f"the device failed, a new scorer is started: {error}", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def scoring_device(actors_per_node: int, gpus: float) -> torch.device:

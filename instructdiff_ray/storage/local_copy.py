@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
 from filelock import FileLock
 from pyarrow import fs as pafs
@@ -58,4 +59,8 @@ def temporary_copy(path: str) -> Iterator[str]:
         yield local
     finally:
         if local != path:
-            shutil.rmtree(local, ignore_errors=True)  # the others leave at the same time
+            # Renamed first: what is half deleted must not be taken for a copy.
+            gone = f"{local}.{uuid4().hex}"
+            with suppress(OSError):  # the others leave at the same time
+                os.rename(local, gone)
+            shutil.rmtree(gone, ignore_errors=True)

@@ -84,27 +84,30 @@ class KeepCheckpoints(TrainerCallback):
         """The checkpoint is finished when all workers have uploaded; rank 0 says so in storage. One
         that can't be written, for a disk is full, is given up, and the one before it stays."""
         assert self.upload is not None and self.writer is not None
-        error = None
-        if wait or self.upload.done():
-            error = self.upload.exception()
-            if error is not None and not isinstance(error, OSError):
-                raise error
-        state = FAILED if error else UPLOADED if self.upload.done() else UPLOADING
-        states = all_ranks_say(state)
+        done = wait or self.upload.done()
+        error = self.upload.exception() if done else None
+        if error is not None and not isinstance(error, OSError):
+            raise error
+        states = all_ranks_say(UPLOADING if not done else FAILED if error else UPLOADED)
         if UPLOADING in states:
             return
         if error:
             print(f"no checkpoint of step {self.step}: {error}", file=sys.stderr, flush=True)
         if first_rank():
-            if FAILED in states:
-                self.writer.folder.delete()
-            else:
-                self.writer.finish({"key": self.checkpoints.key}, {"step": self.step})
-                if self.previous:
-                    self.previous.folder.delete()
-        if FAILED not in states:
-            self.previous = self.writer
+            try:
+                self._finish(self.writer, whole=FAILED not in states)
+            except OSError as failure:
+                print(f"no checkpoint of step {self.step}: {failure}", file=sys.stderr, flush=True)
         self.upload = self.writer = None
+
+    def _finish(self, writer: ArtifactWriter, whole: bool) -> None:
+        if not whole:
+            writer.folder.delete()
+            return
+        writer.finish({"key": self.checkpoints.key}, {"step": self.step})
+        previous, self.previous = self.previous, writer
+        if previous:
+            previous.folder.delete()
 
 
 @contextmanager

@@ -2,17 +2,19 @@
 
 Weights, gradients and the optimizer's states are counted. What a forward and backward pass holds
 besides is measured, without numbers: the pass is run on fake tensors, which have shapes and types
-only, with one layer and with two; it grows evenly with every further one.
+only.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, finalize
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -72,15 +74,14 @@ class MemoryModel:
 
     def __init__(self, config: PreTrainedConfig, precision: str) -> None:
         self.config, self.precision = config, precision
-        self.layers = int(config.get_text_config().num_hidden_layers)
         one, two = (parameters(with_layers(config, count)) for count in (1, 2))
         self.of_layer, self.outside = two - one, 2 * one - two
-        self.measured: dict[tuple[int, int, int, bool], float] = {}
+        self.parameters = parameters(config)
+        self.measured: dict[tuple[Any, ...], float] = {}
 
     def training(self, hyper: CalibrateConfig, one_pass: Pass) -> TrainingMemory:
-        total, shards = self.outside + self.of_layer * self.layers, one_pass.shards
-        one, two = (self._measure(n, one_pass, hyper.gradient_checkpointing) for n in (1, 2))
-        activations = one + (two - one) * (self.layers - 1)
+        total, shards = self.parameters, one_pass.shards
+        activations = self._measure(one_pass, hyper)
         if shards > 1:
             # Two layers at a time are whole, in the precision of the pass, and what is no layer.
             width = 2 if self.precision == "bf16" else FP32
@@ -95,11 +96,19 @@ class MemoryModel:
             one_pass.accumulates,
         )
 
-    def _measure(self, layers: int, one_pass: Pass, checkpointing: bool) -> float:
-        key = (layers, one_pass.samples, one_pass.length, checkpointing)
+    def _measure(self, one_pass: Pass, hyper: CalibrateConfig) -> float:
+        frozen, sharded = hyper.lora_rank is not None, one_pass.shards > 1
+        key = (one_pass.samples, one_pass.length, sharded, hyper.gradient_checkpointing, frozen)
         if key not in self.measured:
-            config = with_layers(self.config, layers)
-            self.measured[key] = activations(config, self.precision, one_pass, checkpointing)
+            model = model_without_numbers(
+                self.config,
+                # Shards are gathered in the precision of the pass; else it is cast to as it goes.
+                torch.bfloat16 if sharded and self.precision == "bf16" else torch.float32,
+                hyper.gradient_checkpointing,
+                frozen,
+            )
+            cast = self.precision == "bf16" and not sharded
+            self.measured[key] = activations(*model, one_pass, cast)
         return self.measured[key]
 
 
@@ -112,7 +121,8 @@ def require_memory(
     needed = model.training(hyper, one_pass).peak
     if needed <= room:
         return
-    fewer = replace(one_pass, samples=1)
+    accumulates = one_pass.accumulates or one_pass.samples > 1
+    fewer = replace(one_pass, samples=1, accumulates=accumulates)
     tokens = f"cluster.train.tokens_per_device={fewer.length}"
     saving = replace(hyper, gradient_checkpointing=True)
     least = f"calibrate.gradient_checkpointing=true {tokens}"
@@ -120,13 +130,15 @@ def require_memory(
         tokens: (hyper, fewer),
         "calibrate.gradient_checkpointing=true": (saving, one_pass),
         least: (saving, fewer),
-        f"cluster.train.workers=8 cluster.train.fsdp=true {least}": (
-            saving,
-            replace(fewer, shards=8),
-        ),
-        f"calibrate.optimizer=adafactor {least}": (replace(saving, optimizer="adafactor"), fewer),
-        f"calibrate.lora_rank=16 {least}": (replace(saving, lora_rank=16), fewer),
     }
+    if hyper.optimizer == "adamw" and hyper.lora_rank is None:
+        sharded = f"cluster.train.workers=8 cluster.train.fsdp=true {least}"
+        options[sharded] = (saving, replace(fewer, shards=8))
+        options[f"calibrate.optimizer=adafactor {least}"] = (
+            replace(saving, optimizer="adafactor"),
+            fewer,
+        )
+    options[f"calibrate.lora_rank=16 {least}"] = (replace(saving, lora_rank=16), fewer)
     fitting = [
         overrides for overrides, changed in options.items() if model.training(*changed).peak <= room
     ]
@@ -154,25 +166,35 @@ def parameters(config: PreTrainedConfig) -> int:
         return int(AutoModelForCausalLM.from_config(config).num_parameters())
 
 
-def activations(
-    config: PreTrainedConfig, precision: str, one_pass: Pass, checkpointing: bool
-) -> float:
-    """Bytes that a pass holds at its peak besides weights and gradients: those of a gradient count
-    while it is made."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
+def model_without_numbers(
+    config: PreTrainedConfig, dtype: torch.dtype, checkpointing: bool, frozen: bool
+) -> tuple[FakeTensorMode, Any]:
+    """A model of fake tensors, and the mode that they are of. frozen: as under an adapter."""
     from transformers import AutoModelForCausalLM
 
-    with FakeTensorMode():
-        model: Any = AutoModelForCausalLM.from_config(config).train()
+    mode = FakeTensorMode()
+    with mode:
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype).train()
         if checkpointing:
             model.gradient_checkpointing_enable()
-        for weight in model.parameters():
+        if frozen:
+            model.requires_grad_(False)
+            model.enable_input_require_grads()
+    return mode, model
+
+
+def activations(mode: FakeTensorMode, model: Any, one_pass: Pass, cast: bool) -> float:
+    """Bytes that a pass holds at its peak besides weights and gradients: those of a gradient count
+    while it is made. cast: of products, to bf16."""
+    for weight in model.parameters():
+        if weight.requires_grad:
             weight.register_post_accumulate_grad_hook(_drop_gradient)
+    with mode, PeakMemory(besides=[*model.parameters(), *model.buffers()]) as memory:
         ids = torch.zeros(one_pass.samples, one_pass.length, dtype=torch.long)
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
-        cast = torch.autocast("cpu", torch.bfloat16, precision == "bf16")
-        with PeakMemory() as memory, cast:
-            model(**batch, use_cache=False).loss.backward()
+        with torch.autocast("cpu", torch.bfloat16, cast):
+            loss = model(**batch, use_cache=False).loss
+        loss.backward()
     return float(memory.peak)
 
 
@@ -181,12 +203,15 @@ def _drop_gradient(weight: torch.Tensor) -> None:
 
 
 class PeakMemory(TorchDispatchMode):
-    """Bytes that are alive at most of all tensors that are made while it is on."""
+    """Bytes that are alive at most of all tensors that are made while it is on; `besides` are there
+    before, and views of them cost nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, besides: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()
         self.alive = self.peak = 0
         self.storages: WeakKeyDictionary[Any, None] = WeakKeyDictionary()
+        for tensor in besides:
+            self.storages[tensor.untyped_storage()] = None
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
@@ -28,6 +29,7 @@ from transformers import (
 )
 
 from instructdiff_ray.config.training import CalibrateConfig
+from instructdiff_ray.engine.device import model_unlike
 from instructdiff_ray.engine.throughput import keep_freed_memory
 from instructdiff_ray.models.model import folder_identity
 from instructdiff_ray.storage.local_copy import temporary_copy
@@ -59,14 +61,13 @@ def train(task: TrainTask, mailbox: Any) -> None:
         samples = stack.enter_context(temporary_copy(task.scratch.sub(EXAMPLES).path))
         checkpoint = stack.enter_context(last_checkpoint(task.checkpoints))
         examples = Examples(samples, task.examples)
-        # Before the model is loaded, for with FSDP these say who loads what.
         arguments = _arguments(task, examples.longest, len(examples), world, scratch)
         _check_memory(task, arguments, examples.longest, world)
+        if arguments.fsdp:
+            _shard(arguments)
         model = task.model.load("fp32").train()
         if task.calibrate.lora_rank:
             model = with_adapter(model, task.calibrate)
-        if arguments.fsdp:
-            _shard(arguments)
         train_dataset: Any = examples
         trainer = Trainer(
             model=model,
@@ -156,6 +157,8 @@ def _arguments(
         gradient_checkpointing=hyper.gradient_checkpointing and not fsdp,
         fsdp=fsdp or None,  # type: ignore[arg-type]  # annotated as it was before FSDP2
         fsdp_config=_fsdp_config(hyper) if fsdp else None,
+        # With shards, a step whose passes are not reduced each would hold whole gradients.
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": fsdp}},
         use_cpu=not task.resources.gpus_per_worker,
         seed=task.seed,
         save_strategy="no",  # but when a callback asks for it
@@ -185,7 +188,8 @@ def _fsdp_config(hyper: CalibrateConfig) -> dict[str, Any]:
 
 
 def _shard(arguments: TrainingArguments) -> None:
-    """Makes accelerate's state the one of sharded training, before the Trainer asks for it.
+    """Makes accelerate's state the one of sharded training, before the model is loaded, which then
+    one worker of a machine does, and before the Trainer asks for it.
 
     Accelerate shards on GPUs only and would leave the model whole on processors, without a word.
     Gradients are added up in fp32, as where nothing is sharded; it would add them up in the type of
@@ -195,6 +199,8 @@ def _shard(arguments: TrainingArguments) -> None:
     state = Accelerator(
         mixed_precision="bf16" if arguments.bf16 else "no", fsdp_plugin=plugin
     ).state
+    if arguments.bf16 and plugin.mixed_precision_policy is None:  # on processors
+        plugin.set_mixed_precision("bf16")
     if policy := plugin.mixed_precision_policy:
         plugin.mixed_precision_policy = replace(policy, reduce_dtype=torch.float32)
     state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
@@ -217,8 +223,11 @@ def device_memory() -> int:
 
 
 def _check_memory(task: TrainTask, arguments: TrainingArguments, longest: int, world: int) -> None:
-    """Raises UserError where the device will not hold the training."""
-    if task.resources.gpus_per_worker:
+    """Raises UserError where the device will not hold the training. Of a model that can't be run
+    without numbers nothing is known, and it is tried."""
+    if not task.resources.gpus_per_worker or task.model.trust_remote_code:
+        return
+    try:
         require_memory(
             task.model.load_config(),
             task.calibrate,
@@ -231,6 +240,10 @@ def _check_memory(task: TrainTask, arguments: TrainingArguments, longest: int, w
             ),
             device_memory(),
         )
+    except Exception as error:
+        if not model_unlike(error):
+            raise
+        print(f"the memory of this training is not foretold: {error}", file=sys.stderr, flush=True)
 
 
 class ReportSteps(TrainerCallback):
