@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import pytest
 
 from instructdiff_ray.config.data import ModelConfig
 from instructdiff_ray.models.model import Model, find_model
@@ -112,6 +113,17 @@ def killing(gate: Gate, after: int, times: int = 1, then: int | None = None) -> 
         finally:
             done.set()
     killed.result()
+
+
+@contextmanager
+def mounted_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A disk of its own in a new folder; the test is skipped where this user may mount none."""
+    folder.mkdir()
+    options = ["-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if subprocess.run(["mount", *options], capture_output=True).returncode:
+        pytest.skip("this user may not mount a disk")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from ray.cluster_utils import Cluster
 from instructdiff_ray.demo.pool import write_pool
 from instructdiff_ray.models.model import Model
 from instructdiff_ray.scoring.dataflow import ROWS_PER_BATCH
-from tests.faults import TRIED_OUT, Gate, started
+from tests.faults import TRIED_OUT, Gate, mounted_disk, started
 from tests.test_jobs import composed
 from tests.test_pipeline import run_method
 
@@ -204,15 +204,8 @@ def test_more_workers_and_scorers_select_the_same_but_for_near_ties(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "small"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(folder)], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("this user may not mount a small disk")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with mounted_disk(tmp_path / "small", "300k") as folder:
+        yield folder
 
 
 @pytest.mark.slow

@@ -12,8 +12,8 @@ import torch
 # What models raise that have no body under that name, or one with other arguments, outputs or
 # shapes.
 UNLIKE = (AttributeError, TypeError, ValueError, LookupError, RuntimeError)
-# How CUDA and its libraries say that memory is short, in errors of other types.
-MEMORY = ("out of memory", "ALLOC_FAILED")
+# How CUDA and its libraries say that memory is short, whatever the type of the error.
+SHORT_OF_MEMORY = ("out of memory", "ALLOC_FAILED")
 
 
 def missing_to_compile() -> str | None:
@@ -34,15 +34,21 @@ def device_failed(error: BaseException) -> bool:
     After one, every further call of the process fails. Libraries on top of CUDA raise theirs as
     plain RuntimeErrors, with the same beginning.
     """
-    if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in MEMORY):
+    if short_of_memory(error):
         return False
     return isinstance(error, torch.AcceleratorError) or (
         isinstance(error, RuntimeError) and str(error).startswith("CUDA error")
     )
 
 
+def short_of_memory(error: BaseException) -> bool:
+    """Whether the device's memory did not hold what was asked for."""
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        words in str(error) for words in SHORT_OF_MEMORY
+    )
+
+
 def model_unlike(error: Exception) -> bool:
     """Whether a model's code raised it because the model is not built as expected, and not for
     want of memory or of the device."""
-    short = any(words in str(error) for words in MEMORY)
-    return isinstance(error, UNLIKE) and not (short or device_failed(error))
+    return isinstance(error, UNLIKE) and not (short_of_memory(error) or device_failed(error))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
-from instructdiff_ray.engine.device import model_unlike
+from instructdiff_ray.engine.device import UNLIKE, model_unlike
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,7 +65,7 @@ def output_head(model: PreTrainedModel, words: int) -> list[Tile] | None:
             body = model.base_model(input_ids=tokens, use_cache=False)
             tiles = _tiles(model, type(body), words)
             tiled = torch.cat([tile.logits(body.last_hidden_state[0]) for tile in tiles], -1)
-        except Exception as error:
+        except UNLIKE as error:
             if model_unlike(error):
                 return None
             raise

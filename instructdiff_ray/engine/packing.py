@@ -17,7 +17,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from instructdiff_ray.engine.batch import Batch
-from instructdiff_ray.engine.device import model_unlike
+from instructdiff_ray.engine.device import UNLIKE, model_unlike
 from instructdiff_ray.engine.lm_head import nearly_equal
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def pack(model: PreTrainedModel) -> bool:
             if config._attn_implementation != PACKED:  # it has an attention of its own
                 return False
             same = nearly_equal(packed_hidden(model, batch), expected, TOLERANCE[model.dtype])
-        except Exception as error:
+        except UNLIKE as error:
             if not model_unlike(error):
                 raise
             same = False

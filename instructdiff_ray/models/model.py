@@ -81,14 +81,22 @@ class Model:
 
     def parameters(self) -> int:
         """How many it has, from its configuration alone."""
-        import torch
+        return int(self.without_weights().num_parameters())
+
+    def without_weights(self) -> PreTrainedModel:
+        """The model in fp32 with weights that have shapes and no numbers, from its configuration
+        alone; its buffers are whole."""
+        from accelerate import init_empty_weights
         from transformers import AutoModelForCausalLM
 
-        with torch.device("meta"):
+        with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(
-                self.load_config(), trust_remote_code=self.trust_remote_code
+                self.load_config(),
+                dtype=DTYPES["fp32"],
+                trust_remote_code=self.trust_remote_code,
             )
-        return int(model.num_parameters())
+        model.tie_weights()  # each was replaced by itself
+        return model
 
     def load_config(self) -> PreTrainedConfig:
         """What a model of it is built from."""

@@ -18,9 +18,12 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from pickle import UnpicklingError
 from typing import Any
 
 import torch.distributed as dist
+from safetensors import SafetensorError
+from torch.distributed.checkpoint.api import CheckpointException
 from transformers import TrainerCallback
 
 from instructdiff_ray.errors import UserError, user_error_in
@@ -28,6 +31,11 @@ from instructdiff_ray.storage.artifacts import ATTEMPT, Artifact, ArtifactWriter
 from instructdiff_ray.storage.local_copy import temporary_copy
 
 UPLOADING, UPLOADED, FAILED = range(3)
+# What is raised by those who read a checkpoint: torch, safetensors, pickle, the Trainer.
+UNREADABLE = (
+    *(AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError),
+    *(CheckpointException, SafetensorError, UnpicklingError),
+)
 
 
 class KeepCheckpoints(TrainerCallback):
@@ -130,7 +138,7 @@ def naming_the_checkpoint(folder: str | None, keeper: KeepCheckpoints) -> Iterat
     """
     try:
         yield
-    except Exception as error:
+    except UNREADABLE as error:
         if folder is None or keeper.began or user_error_in(error):
             raise
         line = str(error).strip().split("\n")[0]

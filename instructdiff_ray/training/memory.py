@@ -74,8 +74,6 @@ class MemoryModel:
 
     def __init__(self, config: PreTrainedConfig, precision: str) -> None:
         self.config, self.precision = config, precision
-        one, two = (parameters(with_layers(config, count)) for count in (1, 2))
-        self.of_layer, self.outside = two - one, 2 * one - two
         self.parameters = parameters(config)
         self.measured: dict[tuple[Any, ...], float] = {}
 
@@ -83,9 +81,10 @@ class MemoryModel:
         total, shards = self.parameters, one_pass.shards
         activations = self._measure(one_pass, hyper)
         if shards > 1:
-            # Two layers at a time are whole, in the precision of the pass, and what is no layer.
+            # Two layers at a time are whole, in the precision of the pass, and what is no layer:
+            # a model of two layers.
             width = 2 if self.precision == "bf16" else FP32
-            activations += width * (2 * self.of_layer + self.outside)
+            activations += width * parameters(with_layers(self.config, 2))
         # Of an adapter they are next to nothing.
         trained = 0 if hyper.lora_rank else total
         return TrainingMemory(

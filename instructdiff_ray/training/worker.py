@@ -17,7 +17,7 @@ from typing import Any
 
 import ray.train
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor
 from transformers import (
@@ -29,12 +29,13 @@ from transformers import (
 )
 
 from instructdiff_ray.config.training import CalibrateConfig
-from instructdiff_ray.engine.device import model_unlike
+from instructdiff_ray.engine.device import UNLIKE, model_unlike
 from instructdiff_ray.engine.throughput import keep_freed_memory
 from instructdiff_ray.models.model import folder_identity
 from instructdiff_ray.storage.local_copy import temporary_copy
 from instructdiff_ray.training.checkpoints import (
     KeepCheckpoints,
+    first_rank,
     last_checkpoint,
     naming_the_checkpoint,
 )
@@ -65,7 +66,7 @@ def train(task: TrainTask, mailbox: Any) -> None:
         _check_memory(task, arguments, examples.longest, world)
         if arguments.fsdp:
             _shard(arguments)
-        model = task.model.load("fp32").train()
+        model = base_model(task, sharded=bool(arguments.fsdp)).train()
         if task.calibrate.lora_rank:
             model = with_adapter(model, task.calibrate)
         train_dataset: Any = examples
@@ -92,6 +93,21 @@ def train(task: TrainTask, mailbox: Any) -> None:
             os.remove(os.path.join(folder, "training_args.bin"))  # a pickle that nothing reads
             task.scratch.write_json(DIGEST, folder_identity(folder))
             task.target.upload(folder)
+
+
+def base_model(task: TrainTask, sharded: bool) -> PreTrainedModel:
+    """The model that is trained. Where it is sharded, worker 0 reads the weights and hands the
+    others their shards, so that no machine holds a copy for each of its workers."""
+    if not sharded or first_rank():
+        return task.model.load("fp32")
+    model = task.model.without_weights()
+    # Accelerate tells parameters apart by their addresses. So they get some, which nothing is ever
+    # written to, and which take no memory.
+    model._apply(
+        lambda tensor: torch.empty_like(tensor, device="cpu") if tensor.is_meta else tensor
+    )
+    model.tie_weights()
+    return model
 
 
 def with_adapter(model: PreTrainedModel, hyper: CalibrateConfig) -> PreTrainedModel:
@@ -134,7 +150,8 @@ def micro_batch_size(per_worker: int, longest: int, tokens_per_device: int) -> i
 def _arguments(
     task: TrainTask, longest: int, count: int, world: int, folder: str
 ) -> TrainingArguments:
-    """longest: of the examples, in tokens; count: how many there are."""
+    """What the Trainer is told. longest: of the examples, in tokens; count: how many there are;
+    world: workers; folder: takes what is saved."""
     hyper = task.calibrate
     per_worker = hyper.global_batch_size // world
     micro = micro_batch_size(per_worker, longest, task.resources.tokens_per_device)
@@ -182,14 +199,13 @@ def _fsdp_config(hyper: CalibrateConfig) -> dict[str, Any]:
         "activation_checkpointing": hyper.gradient_checkpointing,
         # Each worker saves what it holds.
         "state_dict_type": "SHARDED_STATE_DICT",
-        # One worker of a machine reads the weights and hands the others their shards.
+        # The weights are worker 0's, see `base_model`.
         "cpu_ram_efficient_loading": True,
     }
 
 
 def _shard(arguments: TrainingArguments) -> None:
-    """Makes accelerate's state the one of sharded training, before the model is loaded, which then
-    one worker of a machine does, and before the Trainer asks for it.
+    """Makes accelerate's state the one of sharded training, before the Trainer asks for it.
 
     Accelerate shards on GPUs only and would leave the model whole on processors, without a word.
     Gradients are added up in fp32, as where nothing is sharded; it would add them up in the type of
@@ -204,6 +220,8 @@ def _shard(arguments: TrainingArguments) -> None:
     if policy := plugin.mixed_precision_policy:
         plugin.mixed_precision_policy = replace(policy, reduce_dtype=torch.float32)
     state.distributed_type, state.fsdp_plugin = DistributedType.FSDP, plugin
+    # From which every further AcceleratorState, of the Trainer or of an optimizer, takes the type.
+    PartialState().distributed_type = DistributedType.FSDP
 
 
 def _wants_fsdp(task: TrainTask, world: int) -> bool:
@@ -240,7 +258,7 @@ def _check_memory(task: TrainTask, arguments: TrainingArguments, longest: int, w
             ),
             device_memory(),
         )
-    except Exception as error:
+    except UNLIKE as error:
         if not model_unlike(error):
             raise
         print(f"the memory of this training is not foretold: {error}", file=sys.stderr, flush=True)

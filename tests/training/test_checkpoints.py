@@ -23,7 +23,7 @@ from instructdiff_ray.models.model import Model
 from instructdiff_ray.storage.artifacts import MANIFEST, Storage
 from instructdiff_ray.storage.filesystem import Folder
 from instructdiff_ray.training.task import TrainTask
-from tests.faults import Gate, started
+from tests.faults import Gate, mounted_disk, started
 from tests.training.test_worker import distance, one_worker, task, trained
 
 __all__ = ["one_worker", "task"]  # fixtures
@@ -34,15 +34,8 @@ BATCH = 64
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of its own, of 64 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("this user may not mount a disk")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
+    with mounted_disk(tmp_path / "disk", "64m") as folder:
+        yield folder
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pyarrow as pa
 import pytest
@@ -10,6 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from instructdiff_ray.config.cluster import TrainResources
@@ -27,7 +30,11 @@ from instructdiff_ray.storage.filesystem import Folder
 from instructdiff_ray.training.launch import fit
 from instructdiff_ray.training.task import EXAMPLES, TrainTask
 from instructdiff_ray.training.training_set import WriteExamples
-from instructdiff_ray.training.worker import collate, micro_batch_size
+from instructdiff_ray.training.worker import (
+    base_model,
+    collate,
+    micro_batch_size,
+)
 from tests.faults import Gate, killing
 
 
@@ -188,10 +195,40 @@ def test_two_sharded_workers_learn_what_one_does(
     assert distance(one_worker, two) < 0.02 * distance(base, one_worker)
     finished = sharded.checkpoints.finished()
     assert finished and finished.info["step"] == 5
-    shards = {Path(name).name: size for name, size in finished.folder.sizes().items()}
-    # Model and optimizer are in two parts of about half each, one of each worker.
-    sizes = [shards["__0_0.distcp"], shards["__1_0.distcp"]]
-    assert min(sizes) > max(sizes) / 2 and "model.safetensors" not in shards
+    assert "model.safetensors" not in finished.folder.sizes()
+    # Each worker holds, and saves, half of every matrix and of its moments.
+    for folder in ("pytorch_model_fsdp_0", "optimizer_0"):
+        saved = FileSystemReader(f"{finished.folder.path}/{folder}").read_metadata()
+        matrices = [
+            tensor
+            for tensor in saved.state_dict_metadata.values()
+            if isinstance(tensor, TensorStorageMetadata) and len(tensor.size) == 2
+        ]
+        assert matrices
+        for matrix in matrices:
+            assert [chunk.sizes[0] for chunk in matrix.chunks] == [matrix.size[0] // 2] * 2
+
+
+def reads_weights(rank: int, task: TrainTask, folder: str) -> None:
+    """Leaves a file in the folder where this worker of two reads the weights."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
+    )
+    expected = {name: weight.shape for name, weight in task.model.load("fp32").named_parameters()}
+    with patch.object(Model, "load", side_effect=task.model.load) as load:
+        loaded = base_model(task, sharded=True)
+    if load.called:
+        Path(folder, f"read-{rank}").touch()
+    assert {name: weight.shape for name, weight in loaded.named_parameters()} == expected
+    assert len({weight.data_ptr() for weight in loaded.parameters()}) == len(expected)
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_of_sharded_workers_the_first_reads_the_weights(task: TrainTask, tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(reads_weights, (task, str(tmp_path)), nprocs=2)
+    assert [path.name for path in tmp_path.glob("read-*")] == ["read-0"]
 
 
 @pytest.mark.slow
