@@ -18,13 +18,16 @@ from typing import Any
 
 from benchmarks.common import peak_mib, reset_peak, save
 from instructdiff_ray.config.training import CalibrateConfig
+from instructdiff_ray.engine.memory import GIB, USABLE
 from instructdiff_ray.results.console import aligned_table
-from instructdiff_ray.training.memory import GIB, USABLE, MemoryModel, Pass
+from instructdiff_ray.training.batches import choose_collator
+from instructdiff_ray.training.memory import MemoryModel, Pass
+from instructdiff_ray.training.training_set import IGNORED
 
 MEASURED: dict[str, tuple[dict[str, Any], Pass]] = {
     "5 M": (
         {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "vocab_size": 4096},
-        Pass(16, 256, accumulates=False),
+        Pass(16, 256, 16 * 128, accumulates=False),
     ),
     "47 M": (
         {
@@ -33,7 +36,7 @@ MEASURED: dict[str, tuple[dict[str, Any], Pass]] = {
             "num_hidden_layers": 8,
             "vocab_size": 32_000,
         },
-        Pass(8, 256, accumulates=False),
+        Pass(8, 256, 8 * 200, accumulates=False),
     ),
     "59 M, long samples": (
         {
@@ -42,7 +45,7 @@ MEASURED: dict[str, tuple[dict[str, Any], Pass]] = {
             "num_hidden_layers": 8,
             "vocab_size": 16_000,
         },
-        Pass(2, 1024, accumulates=False),
+        Pass(2, 1024, 2 * 512, accumulates=False),
     ),
     "181 M": (
         {
@@ -52,7 +55,7 @@ MEASURED: dict[str, tuple[dict[str, Any], Pass]] = {
             "vocab_size": 50_000,
             "tie_word_embeddings": False,
         },
-        Pass(4, 256, accumulates=False),
+        Pass(4, 256, 4 * 255, accumulates=False),
     ),
 }
 # Hidden width, intermediate width, layers, heads, heads of keys, words; the first tie embeddings.
@@ -75,6 +78,7 @@ TRAININGS = {
     "one device, adafactor": (replace(SAVING, optimizer="adafactor"), 1),
     "one device, LoRA": (replace(SAVING, lora_rank=16), 1),
     "8 devices, FSDP": (SAVING, 8),
+    "8 devices, FSDP, LoRA": (replace(SAVING, lora_rank=16), 8),
 }
 
 
@@ -104,14 +108,17 @@ def measure(name: str, checkpointing: bool) -> tuple[float, float]:
 
     def train(config: Any, one_pass: Pass) -> None:
         model: Any = AutoModelForCausalLM.from_config(config).train()
+        collator = choose_collator(model, None)
         if checkpointing:
             model.gradient_checkpointing_enable()
         optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
-        ids = torch.randint(0, 4000, (one_pass.samples, one_pass.length))
-        mask = torch.ones_like(ids)
-        mask[1:, one_pass.length // 2 :] = 0
+        ids = torch.randint(0, 4000, (one_pass.length,)).tolist()
+        response = one_pass.responses or one_pass.samples * one_pass.length
+        prompt = one_pass.length - response // one_pass.samples
+        sample = {"input_ids": ids, "labels": [IGNORED] * prompt + ids[prompt:]}
+        batch = collator([sample] * one_pass.samples)
         for _ in range(3):
-            model(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False).loss.backward()
+            model(**batch, num_items_in_batch=response, use_cache=False).loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -176,7 +183,9 @@ def foretell(name: str) -> list[dict[str, Any]]:
     model = MemoryModel(large_config(name), "bf16")
     rows = []
     for training, (hyper, shards) in TRAININGS.items():
-        one, two = (model.training(hyper, Pass(n, LENGTH, shards)).peak / GIB for n in (1, 2))
+        one, two = (
+            model.training(hyper, Pass(n, LENGTH, shards=shards)).peak / GIB for n in (1, 2)
+        )
         fitting = {
             device: int((USABLE * device - one) // (two - one) + 1) * LENGTH
             if one <= USABLE * device

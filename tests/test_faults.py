@@ -22,7 +22,7 @@ from ray.cluster_utils import Cluster
 from instructdiff_ray.demo.pool import write_pool
 from instructdiff_ray.models.model import Model
 from instructdiff_ray.scoring.dataflow import ROWS_PER_BATCH
-from tests.faults import TRIED_OUT, Gate, mounted_disk, started
+from tests.faults import TRIED_OUT, TRIED_OUT_IN_TRAINING, Gate, mounted_disk, started
 from tests.test_jobs import composed
 from tests.test_pipeline import run_method
 
@@ -247,7 +247,8 @@ def test_a_node_that_is_lost_while_training_and_while_scoring_costs_no_sample(
         nodes.append(cluster.add_node(num_cpus=3))
 
     log = tmp_path / "log"
-    gate.shut(after=2 * BATCH)  # in the third step, when the first one's checkpoint is finished
+    # In the third step, when the checkpoint of the first is finished.
+    gate.shut(after=2 * BATCH + TRIED_OUT_IN_TRAINING)
     try:
         with started(
             [*command(settings, tmp_path), f"cluster.address={cluster.address}"], log

@@ -54,10 +54,6 @@ class Config:
 
     def __post_init__(self) -> None:
         require(
-            not (self.calibrate.lora_rank and self.cluster.train.fsdp),
-            "cluster.train.fsdp=true and calibrate.lora_rank don't go together; leave out one",
-        )
-        require(
             not (self.calibrate.optimizer != "adamw" and self.cluster.train.fsdp),
             f"cluster.train.fsdp=true and calibrate.optimizer={self.calibrate.optimizer} don't go"
             " together; leave out one",

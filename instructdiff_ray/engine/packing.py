@@ -48,7 +48,8 @@ def attend(
     """What transformers calls in every layer. query, key, value: [1, heads, tokens, width].
 
     cu_seq_lens_q: [samples + 1] int32, where each sample starts, and the end; none: one sample.
-    Gives [1, tokens, heads, width]. Raises ValueError where more than this is asked for.
+    Gives [1, tokens, heads, width]. Raises ValueError where more than this is asked for. Can be
+    differentiated.
     """
     if unknown := [name for name in UNKNOWN if others.get(name) is not None]:
         raise ValueError(f"packed attention knows no {', '.join(unknown)}")
@@ -56,13 +57,18 @@ def attend(
         raise ValueError("this model tells its window to masks only, and there are none here")
     if len(query) != 1 or attention_mask is not None:
         raise ValueError("packed attention takes one row and no mask")
-    length = query.shape[2]
-    if cu_seq_lens_q is None or max_length_q is None:
-        cu_seq_lens_q = torch.tensor([0, length], dtype=torch.int32, device=query.device)
-        max_length_q = length
+    if others.get("dropout"):
+        raise ValueError("packed attention drops nothing")
     # A token sees itself and those before it.
     window = -1 if sliding_window is None else sliding_window - 1
     if query.is_cuda:
+        if torch.is_autocast_enabled(query.device.type):  # which doesn't know this attention
+            dtype = torch.get_autocast_dtype(query.device.type)
+            query, key, value = (x.to(dtype) for x in (query, key, value))
+        length = query.shape[2]
+        if cu_seq_lens_q is None or max_length_q is None:
+            cu_seq_lens_q = torch.tensor([0, length], dtype=torch.int32, device=query.device)
+            max_length_q = length
         q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
         attended: Any = varlen_attn(
             *(q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q),
@@ -71,7 +77,7 @@ def attend(
             enable_gqa=q.shape[1] != k.shape[1],
         )
         return attended[None], None
-    sizes = cu_seq_lens_q.diff().tolist()
+    sizes = [query.shape[2]] if cu_seq_lens_q is None else cu_seq_lens_q.diff().tolist()
     queries, keys, values = (x.split(sizes, dim=2) for x in (query, key, value))
     outputs = [
         _attend_alone(q, k, v, scaling, window)
@@ -123,7 +129,7 @@ def pack(model: PreTrainedModel) -> bool:
     with torch.inference_mode():
         tokens, where = batch.padded()
         expected = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-        expected = expected.flatten(0, 1)[where].float()
+        expected = expected.flatten(0, 1)[where.to(expected.device)].float()
         try:
             model.set_attn_implementation(PACKED)
             if config._attn_implementation != PACKED:  # it has an attention of its own

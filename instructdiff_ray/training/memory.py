@@ -7,19 +7,26 @@ only.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, finalize
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from instructdiff_ray.config.training import CalibrateConfig
+from instructdiff_ray.engine.memory import (
+    GIB,
+    USABLE,
+    PeakMemory,
+    dtype_of,
+    model_without_numbers,
+    parameters,
+    with_layers,
+)
+from instructdiff_ray.engine.packing import PACKED
 from instructdiff_ray.errors import UserError
+from instructdiff_ray.training.batches import keeps_logits, may_pack, summed_nll
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -28,9 +35,6 @@ if TYPE_CHECKING:
 # columns, which are next to nothing.
 FP32 = 4
 STATES = {"adamw": 2 * FP32, "adafactor": 0}
-GIB = 2**30
-# Of a device's memory; the rest is CUDA's own, its libraries', and what lies between tensors.
-USABLE = 0.9
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,14 @@ class TrainingMemory:
 class Pass:
     """A forward and backward pass on one device.
 
-    samples, length: each padded to so many tokens; shards: workers that the model, its gradients
-    and the optimizer are sharded over; accumulates: whether a step has several passes.
+    samples, length: each of so many tokens; responses: of these, the tokens with a loss, of all
+    samples together, None: all; shards: workers that the model, its gradients and the optimizer are
+    sharded over; accumulates: whether a step has several passes.
     """
 
     samples: int
     length: int
+    responses: int | None = None
     shards: int = 1
     accumulates: bool = True
 
@@ -97,17 +103,22 @@ class MemoryModel:
 
     def _measure(self, one_pass: Pass, hyper: CalibrateConfig) -> float:
         frozen, sharded = hyper.lora_rank is not None, one_pass.shards > 1
-        key = (one_pass.samples, one_pass.length, sharded, hyper.gradient_checkpointing, frozen)
+        key = (
+            *(one_pass.samples, one_pass.length, one_pass.responses),
+            *(sharded, hyper.gradient_checkpointing, frozen),
+        )
         if key not in self.measured:
-            model = model_without_numbers(
-                self.config,
-                # Shards are gathered in the precision of the pass; else it is cast to as it goes.
-                torch.bfloat16 if sharded and self.precision == "bf16" else torch.float32,
-                hyper.gradient_checkpointing,
-                frozen,
-            )
+            # Shards are gathered in the precision of the pass; else it is cast to as it goes.
+            dtype = dtype_of(self.precision) if sharded else torch.float32
+            mode, model = model_without_numbers(self.config, dtype)
+            model.train()
+            if hyper.gradient_checkpointing:
+                model.gradient_checkpointing_enable()
+            if frozen:
+                model.requires_grad_(False)
+                model.enable_input_require_grads()
             cast = self.precision == "bf16" and not sharded
-            self.measured[key] = activations(*model, one_pass, cast)
+            self.measured[key] = activations(mode, model, one_pass, cast)
         return self.measured[key]
 
 
@@ -121,7 +132,9 @@ def require_memory(
     if needed <= room:
         return
     accumulates = one_pass.accumulates or one_pass.samples > 1
-    fewer = replace(one_pass, samples=1, accumulates=accumulates)
+    # Its response may be the longest.
+    responses = min(one_pass.responses or one_pass.length, one_pass.length)
+    fewer = replace(one_pass, samples=1, responses=responses, accumulates=accumulates)
     tokens = f"cluster.train.tokens_per_device={fewer.length}"
     saving = replace(hyper, gradient_checkpointing=True)
     least = f"calibrate.gradient_checkpointing=true {tokens}"
@@ -130,14 +143,17 @@ def require_memory(
         "calibrate.gradient_checkpointing=true": (saving, one_pass),
         least: (saving, fewer),
     }
+    sharded = f"cluster.train.workers=8 cluster.train.fsdp=true {least}"
+    eight = replace(fewer, shards=8)
+    adapted = replace(saving, lora_rank=16)
+    if hyper.optimizer == "adamw":
+        options[sharded] = (saving, eight)
     if hyper.optimizer == "adamw" and hyper.lora_rank is None:
-        sharded = f"cluster.train.workers=8 cluster.train.fsdp=true {least}"
-        options[sharded] = (saving, replace(fewer, shards=8))
-        options[f"calibrate.optimizer=adafactor {least}"] = (
-            replace(saving, optimizer="adafactor"),
-            fewer,
-        )
-    options[f"calibrate.lora_rank=16 {least}"] = (replace(saving, lora_rank=16), fewer)
+        factored = replace(saving, optimizer="adafactor")
+        options[f"calibrate.optimizer=adafactor {least}"] = (factored, fewer)
+    options[f"calibrate.lora_rank=16 {least}"] = (adapted, fewer)
+    if hyper.optimizer == "adamw":
+        options[f"calibrate.lora_rank=16 {sharded}"] = (adapted, eight)
     fitting = [
         overrides for overrides, changed in options.items() if model.training(*changed).peak <= room
     ]
@@ -147,41 +163,6 @@ def require_memory(
     )
 
 
-def with_layers(config: PreTrainedConfig, count: int) -> PreTrainedConfig:
-    """The configuration with so many layers."""
-    changed = copy.deepcopy(config)
-    text = changed.get_text_config()
-    text.num_hidden_layers = count
-    if types := getattr(text, "layer_types", None):
-        text.layer_types = types[:count]
-    return changed
-
-
-def parameters(config: PreTrainedConfig) -> int:
-    """How many a model of this configuration has."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        return int(AutoModelForCausalLM.from_config(config).num_parameters())
-
-
-def model_without_numbers(
-    config: PreTrainedConfig, dtype: torch.dtype, checkpointing: bool, frozen: bool
-) -> tuple[FakeTensorMode, Any]:
-    """A model of fake tensors, and the mode that they are of. frozen: as under an adapter."""
-    from transformers import AutoModelForCausalLM
-
-    mode = FakeTensorMode()
-    with mode:
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype).train()
-        if checkpointing:
-            model.gradient_checkpointing_enable()
-        if frozen:
-            model.requires_grad_(False)
-            model.enable_input_require_grads()
-    return mode, model
-
-
 def activations(mode: FakeTensorMode, model: Any, one_pass: Pass, cast: bool) -> float:
     """Bytes that a pass holds at its peak besides weights and gradients: those of a gradient count
     while it is made. cast: of products, to bf16."""
@@ -189,45 +170,34 @@ def activations(mode: FakeTensorMode, model: Any, one_pass: Pass, cast: bool) ->
         if weight.requires_grad:
             weight.register_post_accumulate_grad_hook(_drop_gradient)
     with mode, PeakMemory(besides=[*model.parameters(), *model.buffers()]) as memory:
-        ids = torch.zeros(one_pass.samples, one_pass.length, dtype=torch.long)
-        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
         with torch.autocast("cpu", torch.bfloat16, cast):
-            loss = model(**batch, use_cache=False).loss
+            loss = _loss(model, one_pass)
         loss.backward()
     return float(memory.peak)
 
 
+def _loss(model: Any, one_pass: Pass) -> torch.Tensor:
+    """What a pass gives, laid out as by the collator of batches.py that the model will take."""
+    ids = torch.zeros(one_pass.samples, one_pass.length, dtype=torch.long)
+    if may_pack(model):  # attention over one long sample holds as much as over many short ones
+        model.set_attn_implementation(PACKED)
+        ids, mask = ids.view(1, -1), None
+    else:
+        mask = torch.ones_like(ids)
+    if not keeps_logits(model):
+        loss: torch.Tensor = model(
+            input_ids=ids, attention_mask=mask, labels=ids, use_cache=False
+        ).loss
+        return loss
+    kept = torch.arange(math.ceil((one_pass.responses or ids.numel()) / len(ids)))  # of each row
+    logits = model(
+        input_ids=ids, attention_mask=mask, logits_to_keep=kept, use_cache=False
+    ).logits.flatten(0, 1)
+    loss = summed_nll(logits, ids[:, : len(kept)].flatten())
+    # Accelerate gives back what the model gave in fp32, and with it the logits.
+    _ = logits.float()
+    return loss
+
+
 def _drop_gradient(weight: torch.Tensor) -> None:
     weight.grad = None
-
-
-class PeakMemory(TorchDispatchMode):
-    """Bytes that are alive at most of all tensors that are made while it is on; `besides` are there
-    before, and views of them cost nothing."""
-
-    def __init__(self, besides: Iterable[torch.Tensor] = ()) -> None:
-        super().__init__()
-        self.alive = self.peak = 0
-        self.storages: WeakKeyDictionary[Any, None] = WeakKeyDictionary()
-        for tensor in besides:
-            self.storages[tensor.untyped_storage()] = None
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self._add(tensor.untyped_storage())
-        return result
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        if storage in self.storages:  # a view, or written in place
-            return
-        self.storages[storage] = None
-        self.alive += storage.nbytes()
-        self.peak = max(self.peak, self.alive)
-        finalize(storage, self._remove, storage.nbytes())
-
-    def _remove(self, count: int) -> None:
-        self.alive -= count

@@ -88,7 +88,7 @@ class WriteExamples:
 class Examples:
     """The training set in the order of its ids, on this machine's disk: a map-style dataset.
 
-    longest: in tokens.
+    longest, longest_response: tokens of a sample, and tokens with a loss of a sample, at most.
     """
 
     def __init__(self, folder: str, names: Sequence[str]) -> None:
@@ -97,6 +97,7 @@ class Examples:
         self.table = pa.concat_tables(tables)
         self.order = np.argsort(self.table["sample_id"].to_numpy().astype("S"))
         self.longest = int(pc.max(pc.list_value_length(self.table["input_ids"])).as_py())
+        self.longest_response = max(map(_most_labels, self.table["labels"].chunks))
         self.fillers = 0
 
     def fill_up(self, multiple: int) -> None:
@@ -115,3 +116,10 @@ class Examples:
             return {"input_ids": [0], "labels": [IGNORED]}
         row = int(self.order[position])
         return {name: self.table[name][row].as_py() for name in ("input_ids", "labels")}
+
+
+def _most_labels(samples: pa.ListArray) -> int:
+    """Labels with a loss that one of these samples has at most."""
+    with_loss = pc.not_equal(samples.flatten(), IGNORED).to_numpy(zero_copy_only=False)
+    of_sample = pc.list_parent_indices(samples).to_numpy()
+    return int(np.bincount(of_sample, with_loss).max())

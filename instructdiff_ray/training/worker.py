@@ -1,8 +1,8 @@
 """Supervised fine-tuning: what a Ray Train worker does, with the transformers Trainer inside.
 
-The loss is on the responses only. Each machine has the tokens of the whole training set on its
-disk; the Trainer's own sampler, seeded, splits it, so that an optimizer step sees the same samples
-however many workers and accumulation steps share them.
+The loss is on the responses only (batches.py). Each machine has the tokens of the whole training
+set on its disk; the Trainer's own sampler, seeded, splits it, so that an optimizer step sees the
+same samples however many workers and accumulation steps share them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import ray.train
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from torch import Tensor
 from transformers import (
     PreTrainedModel,
     Trainer,
@@ -33,15 +32,22 @@ from instructdiff_ray.engine.device import UNLIKE, model_unlike
 from instructdiff_ray.engine.throughput import keep_freed_memory
 from instructdiff_ray.models.model import folder_identity
 from instructdiff_ray.storage.local_copy import temporary_copy
+from instructdiff_ray.training.batches import (
+    Collator,
+    choose_collator,
+    collate_padded,
+    use,
+)
 from instructdiff_ray.training.checkpoints import (
     KeepCheckpoints,
     first_rank,
+    first_rank_says,
     last_checkpoint,
     naming_the_checkpoint,
 )
 from instructdiff_ray.training.memory import FP32, Pass, require_memory
 from instructdiff_ray.training.task import DIGEST, EXAMPLES, TrainTask
-from instructdiff_ray.training.training_set import IGNORED, Examples
+from instructdiff_ray.training.training_set import Examples
 
 # What activations and the allocator need besides.
 USABLE_DEVICE_MEMORY = 0.7
@@ -63,7 +69,7 @@ def train(task: TrainTask, mailbox: Any) -> None:
         checkpoint = stack.enter_context(last_checkpoint(task.checkpoints))
         examples = Examples(samples, task.examples)
         arguments = _arguments(task, examples.longest, len(examples), world, scratch)
-        _check_memory(task, arguments, examples.longest, world)
+        _check_memory(task, arguments, examples, world)
         if arguments.fsdp:
             _shard(arguments)
         model = base_model(task, sharded=bool(arguments.fsdp)).train()
@@ -74,10 +80,11 @@ def train(task: TrainTask, mailbox: Any) -> None:
             model=model,
             args=arguments,
             train_dataset=train_dataset,
-            data_collator=collate,
+            data_collator=collate_padded,
             callbacks=[ReportSteps(mailbox), keeper],
         )
         if trainer.model_accepts_loss_kwargs:  # the loss is a mean over the tokens of a whole step
+            trainer.data_collator = collator_of_all(model, arguments)
             examples.fill_up(task.calibrate.global_batch_size)
         with naming_the_checkpoint(checkpoint, keeper):
             trainer.train(resume_from_checkpoint=checkpoint)
@@ -110,6 +117,16 @@ def base_model(task: TrainTask, sharded: bool) -> PreTrainedModel:
     return model
 
 
+def collator_of_all(model: Any, arguments: TrainingArguments) -> Collator:
+    """How all workers lay out their batches: as suits the model of worker 0, which alone has
+    weights where they are sharded. The model is made ready for it."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    autocast = torch.bfloat16 if arguments.bf16 else None
+    collator: Collator = first_rank_says(choose_collator(base, autocast) if first_rank() else None)
+    use(base, collator)
+    return collator
+
+
 def with_adapter(model: PreTrainedModel, hyper: CalibrateConfig) -> PreTrainedModel:
     """The model with all of its parameters frozen, and a LoRA adapter to train."""
     from peft import LoraConfig, get_peft_model
@@ -123,21 +140,6 @@ def with_adapter(model: PreTrainedModel, hyper: CalibrateConfig) -> PreTrainedMo
         model.enable_input_require_grads()
     wrapped: Any = get_peft_model(model, config)
     return wrapped
-
-
-def collate(items: list[dict[str, list[int]]]) -> dict[str, Tensor]:
-    """Right-padded `input_ids`, `attention_mask` and `labels`, each [samples, longest]."""
-    longest = max(len(item["input_ids"]) for item in items)
-
-    def padded(values: list[list[int]], fill: int) -> Tensor:
-        return torch.tensor([row + [fill] * (longest - len(row)) for row in values])
-
-    ids = [item["input_ids"] for item in items]
-    return {
-        "input_ids": padded(ids, 0),
-        "attention_mask": padded([[1] * len(row) for row in ids], 0),
-        "labels": padded([item["labels"] for item in items], IGNORED),
-    }
 
 
 def micro_batch_size(per_worker: int, longest: int, tokens_per_device: int) -> int:
@@ -228,11 +230,12 @@ def _wants_fsdp(task: TrainTask, world: int) -> bool:
     resources, hyper = task.resources, task.calibrate
     if resources.fsdp is not None:
         return resources.fsdp
-    # LoRA trains too little to be worth sharding, and Adafactor's sums are of whole matrices.
-    if world == 1 or not resources.gpus_per_worker or hyper.lora_rank or hyper.optimizer != "adamw":
+    # Adafactor's sums are of whole matrices.
+    if world == 1 or not resources.gpus_per_worker or hyper.optimizer != "adamw":
         return False
-    # Weights, gradients and two moments.
-    return 4 * FP32 * task.model.parameters() > USABLE_DEVICE_MEMORY * device_memory()
+    # Weights, and where these are trained their gradients and two moments.
+    copies = 1 if hyper.lora_rank else 4
+    return copies * FP32 * task.model.parameters() > USABLE_DEVICE_MEMORY * device_memory()
 
 
 def device_memory() -> int:
@@ -240,19 +243,23 @@ def device_memory() -> int:
     return int(torch.cuda.get_device_properties(0).total_memory)
 
 
-def _check_memory(task: TrainTask, arguments: TrainingArguments, longest: int, world: int) -> None:
+def _check_memory(
+    task: TrainTask, arguments: TrainingArguments, examples: Examples, world: int
+) -> None:
     """Raises UserError where the device will not hold the training. Of a model that can't be run
     without numbers nothing is known, and it is tried."""
     if not task.resources.gpus_per_worker or task.model.trust_remote_code:
         return
+    samples = arguments.per_device_train_batch_size
     try:
         require_memory(
             task.model.load_config(),
             task.calibrate,
             task.precision,
             Pass(
-                arguments.per_device_train_batch_size,
-                longest,
+                samples,
+                examples.longest,
+                samples * examples.longest_response,
                 shards=world if arguments.fsdp else 1,
                 accumulates=arguments.gradient_accumulation_steps > 1,
             ),

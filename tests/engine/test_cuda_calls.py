@@ -25,6 +25,7 @@ from instructdiff_ray.engine import batch as batch_module
 from instructdiff_ray.engine import lm_head, metrics, packing
 from instructdiff_ray.engine.batch import Batch
 from instructdiff_ray.engine.metrics import SLICE_POSITIONS, TILE_BYTES, SampleScorer
+from instructdiff_ray.training.batches import collate_packed, summed_nll, use
 
 QWEN = {"vocab_size": 151_936, "num_key_value_heads": 2}
 SHAPES = {
@@ -82,18 +83,19 @@ def no_numbers(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorMode]:
         yield mode
 
 
-def without_numbers(model: PreTrainedModel) -> PreTrainedModel:
-    """The model, its weights as tensors of the current mode."""
+def without_numbers(model: PreTrainedModel, trained: bool = False) -> PreTrainedModel:
+    """The model, its weights as tensors of the current mode; in fp32 where they are trained."""
     replaced: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, weight in module._parameters.items():
             if weight is not None:
-                empty = nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype), False)
+                dtype = torch.float32 if trained else weight.dtype
+                empty = nn.Parameter(torch.empty(weight.shape, dtype=dtype), trained)
                 module._parameters[name] = replaced.setdefault(id(weight), empty)
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
-    return model.eval()
+    return model.train(trained)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -138,3 +140,49 @@ def test_a_bias_of_the_head_is_added_in_fp32(no_numbers: FakeTensorMode) -> None
     rows = lm_head._Rows(layer, 40, 100)
     logits = rows(torch.empty(1, 7, 64, dtype=torch.bfloat16))
     assert (logits.shape, logits.dtype) == ((1, 7, 60), torch.float32)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_every_call_of_a_training_on_cuda_takes_the_shapes_of_real_models(
+    name: str, checkpointing: bool, no_numbers: FakeTensorMode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with torch.device("meta"):
+        model = SHAPES[name]()
+    model = without_numbers(model, trained=True)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    attended: list[tuple[torch.Size, torch.dtype]] = []
+
+    def varlen(query: Tensor, *arguments: object, **options: object) -> Tensor:
+        attended.append((query.shape, query.dtype))
+        return varlen_attn(query, *arguments, **options)
+
+    varlen_attn = packing.varlen_attn
+    monkeypatch.setattr(packing, "varlen_attn", varlen)
+    use(model, collate_packed)
+    lengths, responses = [2048, 900, 300, 77], 1500
+    ids = torch.zeros(1, sum(lengths), dtype=torch.long)
+    batch = {
+        "input_ids": ids,
+        "position_ids": ids,
+        "cu_seq_lens_q": torch.zeros(len(lengths) + 1, dtype=torch.int32),
+        "max_length_q": max(lengths),
+        # Of a mask without numbers nobody knows how many it keeps.
+        "logits_to_keep": torch.zeros(responses, dtype=torch.long),
+    }
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(**batch, use_cache=False).logits
+        assert (logits.shape, logits.dtype) == (
+            (1, responses, model.config.vocab_size),
+            torch.bfloat16,
+        )
+        loss = summed_nll(logits[0], ids[0, :responses])
+    loss.backward()
+    assert all(weight.grad is not None for weight in model.parameters())
+    config = model.config
+    heads = (config.num_attention_heads, config.hidden_size // config.num_attention_heads)
+    passes = 1 + checkpointing
+    assert (
+        attended == [((sum(lengths), *heads), torch.bfloat16)] * config.num_hidden_layers * passes
+    )

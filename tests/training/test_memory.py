@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedConfig, Qwen2Config
 
 from instructdiff_ray.config.training import CalibrateConfig
+from instructdiff_ray.engine.memory import GIB, PeakMemory
 from instructdiff_ray.errors import UserError
-from instructdiff_ray.training.memory import (
-    GIB,
-    MemoryModel,
-    Pass,
-    PeakMemory,
-    require_memory,
+from instructdiff_ray.training.batches import (
+    choose_collator,
+    collate_packed,
+    collate_responses,
 )
+from instructdiff_ray.training.memory import MemoryModel, Pass, require_memory
+from instructdiff_ray.training.training_set import IGNORED
 
 # Widths of 7B, four of its layers: 2.0 billion parameters.
 QWEN = Qwen2Config(
@@ -26,53 +27,42 @@ QWEN = Qwen2Config(
     vocab_size=152_064,
 )
 
+SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 1000,
+}
+
 
 @pytest.fixture
 def config() -> PreTrainedConfig:
-    return Qwen2Config(
-        hidden_size=64,
-        intermediate_size=256,
-        num_hidden_layers=5,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=1000,
-        tie_word_embeddings=True,
-    )
-
-
-def test_the_peak_is_of_what_is_alive_at_one_time() -> None:
-    with PeakMemory() as memory:
-        a = torch.zeros(1000)
-        b = a + 1
-        del a
-        c = b.view(10, 100).mul_(2)  # a view, written in place
-        d = torch.cat([c, c])
-    assert memory.peak == 3 * 4000
-    del b, c
-    assert memory.alive == 8000
-    del d
-    assert memory.alive == 0
-    weight = torch.zeros(1000, 1000)
-    with PeakMemory(besides=[weight]) as memory:
-        torch.zeros(1, 1000) @ weight.t()
-    assert memory.peak == 8000  # the view of the weight is not new
+    return Qwen2Config(**SHAPE, tie_word_embeddings=True)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(("model_type", "prompt"), [("qwen2", 1), ("qwen2", 150), ("gemma2", 100)])
 def test_a_real_pass_holds_what_one_without_numbers_foretells(
-    config: PreTrainedConfig, checkpointing: bool
+    config: PreTrainedConfig, model_type: str, prompt: int, checkpointing: bool
 ) -> None:
+    if model_type == "gemma2":  # is padded
+        config = Gemma2Config(**{name: getattr(config, name) for name in SHAPE}, head_dim=16)
     hyper = CalibrateConfig(gradient_checkpointing=checkpointing)
-    foretold = MemoryModel(config, "fp32").training(hyper, Pass(3, 300)).activations
+    one_pass = Pass(3, 300, 3 * (300 - prompt))
+    foretold = MemoryModel(config, "fp32").training(hyper, one_pass).activations
     model = AutoModelForCausalLM.from_config(config).train()
+    collator = choose_collator(model, None)
+    assert collator is (collate_responses if model_type == "gemma2" else collate_packed)
     if checkpointing:
         model.gradient_checkpointing_enable()
     for weight in model.parameters():
         weight.register_post_accumulate_grad_hook(lambda weight: setattr(weight, "grad", None))
-    ids = torch.randint(0, 1000, (3, 300))
-    mask = torch.arange(300)[None] < torch.tensor([[300], [200], [77]])  # padding on the right
+    ids = torch.randint(0, 1000, (300,)).tolist()
+    batch = collator([{"input_ids": ids, "labels": [IGNORED] * prompt + ids[prompt:]}] * 3)
     with PeakMemory(besides=[*model.parameters(), *model.buffers()]) as memory:
-        model(input_ids=ids, attention_mask=mask, labels=ids, use_cache=False).loss.backward()
+        model(**batch, num_items_in_batch=10, use_cache=False).loss.backward()
     assert memory.peak == pytest.approx(foretold, rel=0.05)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pyarrow as pa
@@ -32,10 +33,9 @@ from instructdiff_ray.training.task import EXAMPLES, TrainTask
 from instructdiff_ray.training.training_set import WriteExamples
 from instructdiff_ray.training.worker import (
     base_model,
-    collate,
     micro_batch_size,
 )
-from tests.faults import Gate, killing
+from tests.faults import TRIED_OUT_IN_TRAINING, Gate, killing
 
 
 @given(st.integers(1, 64), st.integers(1, 600), st.integers(1, 4096))
@@ -43,15 +43,6 @@ def test_micro_batches_meet_the_global_batch_exactly(share: int, longest: int, b
     micro = micro_batch_size(share, longest, budget)
     assert share % micro == 0
     assert micro == 1 or micro * longest <= budget
-
-
-def test_collating_pads_on_the_right_and_ignores_the_padding() -> None:
-    batch = collate(
-        [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}, {"input_ids": [8], "labels": [8]}]
-    )
-    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert batch["labels"].tolist() == [[-100, 6, 7], [8, -100, -100]]
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +149,8 @@ def killed_once(task: TrainTask, folder: Path) -> dict[str, torch.Tensor]:
     batch = task.calibrate.global_batch_size
     # The checkpoint of the first step is finished, and so five steps are left of one that goes on;
     # one that began anew would not get by.
-    with killing(gate, after=2 * batch, then=5 * batch):
+    tried = TRIED_OUT_IN_TRAINING
+    with killing(gate, after=2 * batch + tried, then=5 * batch + tried):
         found = trained(killed)
     finished = killed.checkpoints.finished()
     assert finished and finished.info["step"] == 5  # another run's start, had the driver died
@@ -178,6 +170,32 @@ def test_an_adapter_s_training_that_was_killed_goes_on_and_learns_the_same(
     lora = replace(task, calibrate=replace(task.calibrate, lora_rank=2))
     whole = trained(replace(lora, target=Folder(str(tmp_path / "whole"))))
     assert distance(whole, killed_once(lora, tmp_path)) == 0
+
+
+@pytest.mark.slow
+def test_two_sharded_workers_train_the_adapter_that_one_does(
+    task: TrainTask, ray_session: None, tmp_path: Path
+) -> None:
+    def adapter(name: str, **resources: Any) -> dict[str, torch.Tensor]:
+        return trained(
+            replace(
+                task,
+                calibrate=replace(task.calibrate, lora_rank=2),
+                resources=TrainResources(tokens_per_device=256, **resources),
+                target=Folder(str(tmp_path / name)),
+                checkpoints=Storage(str(tmp_path)).artifact("checkpoints", name),
+            )
+        )
+
+    one = adapter("one")
+    two = adapter("two", workers=2, fsdp=True, checkpoint_minutes=0)
+    zero = {name: torch.zeros_like(weight) for name, weight in one.items() if "lora_B" in name}
+    learned = distance(zero, {name: one[name] for name in zero})
+    assert distance(one, two) < 0.02 * learned
+    # Of the checkpoint, what is saved is the adapter alone, half of it by each worker.
+    finished = Storage(str(tmp_path)).artifact("checkpoints", "two").finished()
+    assert finished and finished.info["step"] == 5
+    assert sum(finished.folder.sizes().values()) < 4 * task.model.parameters() / 4
 
 
 @pytest.mark.slow

@@ -1,0 +1,200 @@
+"""What goes through a model in one pass of a training, and the loss of it.
+
+Samples lie one behind the other, without padding, where the model's attention can keep them apart.
+Only the positions before a response token go through the output head, where the model can be told
+so, and the loss of their logits is computed a tile at a time: none of it changes the loss, and each
+is tried on a few tokens before it is used.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from instructdiff_ray.engine.device import UNLIKE, model_unlike
+from instructdiff_ray.engine.lm_head import nearly_equal
+from instructdiff_ray.engine.packing import LAYER_TYPES, PACKED, TOLERANCE
+from instructdiff_ray.training.training_set import IGNORED
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Of fp32 logits whose loss is computed at once; several such are alive at the same time.
+TILE_BYTES = 64 << 20
+CHECK_LENGTHS = (16, 11, 1, 23)
+
+Item = dict[str, list[int]]  # `input_ids` and `labels` of a sample
+Collator = Callable[[list[Item]], dict[str, Any]]
+
+
+def collate_packed(items: list[Item]) -> dict[str, Any]:
+    """One row of all samples, [1, tokens], and where each begins; see `packing.attend`."""
+    lengths = torch.tensor([len(item["input_ids"]) for item in items])
+    starts = nn.functional.pad(lengths.cumsum(0), (1, 0))
+    tokens = torch.arange(int(starts[-1]))
+    return _with_responses(
+        {
+            "input_ids": torch.tensor([[t for item in items for t in item["input_ids"]]]),
+            "labels": torch.tensor([[t for item in items for t in item["labels"]]]),
+            "position_ids": (tokens - starts[:-1].repeat_interleave(lengths))[None],
+            "cu_seq_lens_q": starts.int(),
+            "max_length_q": int(lengths.max()),
+        }
+    )
+
+
+def collate_responses(items: list[Item]) -> dict[str, Any]:
+    """A padded row for each sample; logits are wanted before response tokens only."""
+    return _with_responses(collate_padded(items))
+
+
+def collate_padded(items: list[Item]) -> dict[str, Any]:
+    """Right-padded `input_ids`, `attention_mask` and `labels`, each [samples, longest]."""
+    longest = max(len(item["input_ids"]) for item in items)
+
+    def padded(values: list[list[int]], fill: int) -> Tensor:
+        return torch.tensor([row + [fill] * (longest - len(row)) for row in values])
+
+    ids = [item["input_ids"] for item in items]
+    return {
+        "input_ids": padded(ids, 0),
+        "attention_mask": padded([[1] * len(row) for row in ids], 0),
+        "labels": padded([item["labels"] for item in items], IGNORED),
+    }
+
+
+def _with_responses(batch: dict[str, Any]) -> dict[str, Any]:
+    """Adds `logits_to_keep`, [rows, tokens]: whether the next token has a loss. The first of a
+    sample never has one, so what is next to the last of a sample doesn't matter."""
+    next_token = nn.functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
+    return {**batch, "logits_to_keep": next_token != IGNORED}
+
+
+def response_loss(
+    logits: Tensor, labels: Tensor, vocab_size: int, num_items_in_batch: Tensor | int, **_: Any
+) -> Tensor:
+    """What a model calls for its loss: Σ NLL of the response tokens / `num_items_in_batch`.
+
+    logits: [..., vocabulary], in the order of the labels that are not IGNORED.
+    """
+    return summed_nll(logits.flatten(0, -2), labels[labels != IGNORED]) / num_items_in_batch
+
+
+def summed_nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """Σ −log p(target), in fp32 and nats. logits: [tokens, vocabulary]; targets: [tokens].
+
+    Of a tile's fp32 probabilities nothing is kept for the backward pass: they are computed again.
+    """
+    rows = max(1, TILE_BYTES // (4 * logits.shape[-1]))
+    total = logits.new_zeros((), dtype=torch.float32)
+    for tile, words in zip(logits.split(rows), targets.split(rows), strict=True):
+        nll: Any = checkpoint(_nll, tile, words, use_reentrant=False, preserve_rng_state=False)
+        total = total + nll
+    return total
+
+
+def _nll(logits: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
+
+
+def choose_collator(model: PreTrainedModel, autocast: torch.dtype | None) -> Collator:
+    """The first of the ways to lay out a batch, least memory first, that gives this model's logits
+    and loss on a few samples; the model is made ready for it.
+
+    autocast: type of the matrix products; None: the model's own.
+    """
+    training = model.training
+    attention = model.config.get_text_config()._attn_implementation
+    products = torch.autocast(model.device.type, autocast) if autocast else nullcontext()
+    with torch.no_grad(), products:
+        for collator in (collate_packed, collate_responses):
+            if collator is collate_packed and not _attends_packed(model):
+                continue
+            # Attention that drops some of its weights can't be packed, which shows in training;
+            # the rest is the same with and without.
+            model.train(training and collator is collate_packed)
+            try:
+                same = _same_loss(model, collator, TOLERANCE[autocast or model.dtype])
+            except UNLIKE as error:
+                if not model_unlike(error):
+                    raise
+                same = False
+            model.train(training)
+            if same:
+                return collator
+            _reset(model, attention)
+    return collate_padded
+
+
+def use(model: PreTrainedModel, collator: Collator) -> None:
+    """Make the model take what the collator gives."""
+    if collator is collate_packed:
+        model.set_attn_implementation(PACKED)
+    if collator is not collate_padded:
+        model.loss_function = response_loss
+
+
+def _reset(model: PreTrainedModel, attention: str) -> None:
+    model.set_attn_implementation(attention)
+    if hasattr(model, "_loss_function"):
+        del model._loss_function
+
+
+def may_pack(model: PreTrainedModel) -> bool:
+    """Whether a model of this class takes packed samples, as far as that can be known without
+    numbers: nothing here is tried."""
+    drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
+    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+    return keeps_logits(model) and _attends_packed(model) and not (drops or capped)
+
+
+def keeps_logits(model: PreTrainedModel) -> bool:
+    """Whether the model can be told at which positions logits are wanted."""
+    return "logits_to_keep" in inspect.signature(model.forward).parameters
+
+
+def _attends_packed(model: PreTrainedModel) -> bool:
+    config = model.config.get_text_config()
+    return set(getattr(config, "layer_types", None) or ()) <= LAYER_TYPES
+
+
+def _same_loss(model: PreTrainedModel, collator: Collator, tolerance: float) -> bool:
+    """Whether the collator's batch gives the logits and the loss that a padded one gives; the model
+    is made ready for it on the way."""
+    items = _check_items(int(model.get_input_embeddings().num_embeddings))  # type: ignore[arg-type]
+    padded = _on_device(collate_responses(items), model.device)
+    keep, labels = padded.pop("logits_to_keep"), padded.pop("labels")
+    targets = labels[labels != IGNORED]
+    expected = model(**padded, use_cache=False).logits[keep].float()
+    loss = summed_nll(expected, targets) / len(targets)
+    use(model, collator)
+    batch = _on_device(collator(items), model.device)
+    found = model(**batch, num_items_in_batch=len(targets), use_cache=False)
+    return nearly_equal(found.logits.flatten(0, -2), expected, tolerance) and nearly_equal(
+        found.loss.view(1, 1), loss.view(1, 1), tolerance
+    )
+
+
+def _check_items(words: int) -> list[Item]:
+    """Samples of any tokens, the second half of each its response; a stride spreads them over the
+    vocabulary."""
+    ids = [token * 7919 % words for token in range(sum(CHECK_LENGTHS))]
+    items = []
+    for length in CHECK_LENGTHS:
+        sample, ids = ids[:length], ids[length:]
+        prompt = length // 2 + 1
+        items.append({"input_ids": sample, "labels": [IGNORED] * prompt + sample[prompt:]})
+    return items
+
+
+def _on_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {
+        name: value.to(device) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+    }
