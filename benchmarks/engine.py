@@ -42,7 +42,7 @@ from instructdiff_ray.scoring import dataflow
 from instructdiff_ray.scoring.actor import PAYING_TOKENS, Scorer
 from instructdiff_ray.scoring.blocks import token_lists
 from instructdiff_ray.scoring.dataflow import ROWS_PER_BATCH, Tokenize, score_blocks
-from instructdiff_ray.scoring.plan import ScoreTarget
+from instructdiff_ray.scoring.plan import ScorePass, ScoreTarget
 from instructdiff_ray.selection.strategies import BASE, CALIBRATED
 from instructdiff_ray.storage.artifacts import Storage
 from instructdiff_ray.storage.filesystem import Folder
@@ -113,7 +113,7 @@ def pipeline(config: Config, pool: Pool, model: Model, folder: Folder) -> dict[s
     blocks, ends = [], []
     began = time.perf_counter()
     with mock.patch.object(dataflow, "Scorer", Scorer if GPU else OneThread):
-        for receipt in score_blocks(config, pool, targets, None):
+        for receipt in score_blocks(config, pool, ScorePass(targets, None, 0), float(GPU)):
             blocks += receipt.to_pylist()
             ends += [time.perf_counter()] * receipt.num_rows
     steady = blocks[1:]

@@ -28,7 +28,7 @@ def missing_gpus(cluster: ClusterConfig, stage: str) -> str | None:
         gpus = count * cluster.train.gpus_per_worker
     else:
         count, name = cluster.score.min_actors, "min_actors"
-        gpus = count * cluster.score.gpus_per_actor
+        gpus = count * cluster.score.least_gpus
     there = ray.cluster_resources().get("GPU", 0)
     if gpus <= there:
         return None

@@ -76,7 +76,8 @@ IMPOSSIBLE: list[tuple[Callable[..., Any], str, str, list[Any]]] = [
     (TrainResources, "fsdp", "cluster.train.fsdp", [True]),
     (ScoreResources, "min_actors", "cluster.score.min_actors", [0, -1, 2, NAN]),
     (ScoreResources, "max_actors", "cluster.score.max_actors", [0, -1, NAN]),
-    (ScoreResources, "gpus_per_actor", "cluster.score.gpus_per_actor", [-1, 1.5, 2, NAN, INF]),
+    (ScoreResources, "gpus_per_actor", "cluster.score.gpus_per_actor", [-1, 1.5, NAN, INF]),
+    (ScoreResources, "models_per_actor", "cluster.score.models_per_actor", [0, 3, NAN]),
     (ScoreResources, "tokens_per_batch", "cluster.score.tokens_per_batch", [0, -1, NAN]),
     (ClusterConfig, "precision", "cluster.precision", ["fp16", "", "FP32"]),
     (Config, "rounds", "rounds", [0, -1, NAN]),
@@ -111,7 +112,8 @@ def test_the_defaults_and_the_values_at_the_limits_are_allowed() -> None:
     SelectConfig(ratio=1, reject_ratio=0)
     TrainResources(workers=2, fsdp=True, gpus_per_worker=1)
     ScoreResources(min_actors=1, max_actors=4, gpus_per_actor=0.25)
-    ScoreResources(gpus_per_actor=1)
+    ScoreResources(gpus_per_actor=4, models_per_actor=1)
+    ScoreResources(gpus_per_actor=None)
     TemplateConfig(prompt="{{json}} {instruction}", prompt_with_input="{input}{instruction}")
     TemplateConfig(prompt="a chat template needs none", chat=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from instructdiff_ray.errors import require
@@ -49,14 +50,18 @@ class TrainResources:
 class ScoreResources:
     """Ray Data scoring actors: as many as the cluster holds between the two bounds.
 
-    gpus_per_actor: a fraction lets actors share a GPU; 0 scores on CPU.
+    gpus_per_actor: a fraction lets actors share a GPU, several split each model's layers over
+        them; 0 scores on CPU. None: as few as hold one model, and `max_actors` bounds their number.
+    models_per_actor: copies of weights that an actor holds: with 1, base and calibrated model are
+        scored one after the other; None: two, where they fit.
     tokens_per_batch: of one forward pass at most; None: as many as the device's memory holds and
         make it faster.
     """
 
     min_actors: int = 1
     max_actors: int = 1
-    gpus_per_actor: float = 0
+    gpus_per_actor: float | None = 0
+    models_per_actor: int | None = None
     tokens_per_batch: int | None = None
 
     def __post_init__(self) -> None:
@@ -65,15 +70,25 @@ class ScoreResources:
             f"cluster.score.min_actors={self.min_actors} must be between 1 and"
             f" cluster.score.max_actors={self.max_actors}",
         )
+        gpus = self.gpus_per_actor
         require(
-            0 <= self.gpus_per_actor <= 1,
-            f"cluster.score.gpus_per_actor={self.gpus_per_actor} must be 0, a fraction of one GPU,"
-            " or 1: an actor's models are on one GPU",
+            gpus is None or 0 <= gpus <= 1 or math.isfinite(gpus) and gpus == int(gpus) > 1,
+            f"cluster.score.gpus_per_actor={gpus} must be 0, a fraction of one GPU, or a whole"
+            " number of them",
+        )
+        require(
+            self.models_per_actor in (None, 1, 2),
+            f"cluster.score.models_per_actor={self.models_per_actor} must be 1 or 2",
         )
         require(
             self.tokens_per_batch is None or self.tokens_per_batch >= 1,
             f"cluster.score.tokens_per_batch={self.tokens_per_batch} must be ≥ 1",
         )
+
+    @property
+    def least_gpus(self) -> float:
+        """GPUs that an actor has at least."""
+        return 1 if self.gpus_per_actor is None else self.gpus_per_actor
 
 
 @dataclass

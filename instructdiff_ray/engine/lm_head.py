@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -58,18 +58,26 @@ def output_head(model: PreTrainedModel, words: int) -> list[Tile] | None:
     device = next(model.parameters()).device
     vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
     # Any tokens do; a stride spreads them over the vocabulary.
-    tokens = torch.arange(CHECK_TOKENS, device=device)[None] * 7919 % vocabulary
+    tokens = (torch.arange(CHECK_TOKENS)[None] * 7919 % vocabulary).to(device)
     with torch.inference_mode():
         expected = model(input_ids=tokens, use_cache=False).logits[0].float()
         try:
             body = model.base_model(input_ids=tokens, use_cache=False)
             tiles = _tiles(model, type(body), words)
-            tiled = torch.cat([tile.logits(body.last_hidden_state[0]) for tile in tiles], -1)
+            hidden = body.last_hidden_state[0].to(head_device(model))
+            tiled = torch.cat([tile.logits(hidden) for tile in tiles], -1)
         except UNLIKE as error:
             if model_unlike(error):
                 return None
             raise
     return tiles if nearly_equal(tiled, expected, TOLERANCE[model.dtype]) else None
+
+
+def head_device(model: PreTrainedModel) -> torch.device:
+    """Where the hidden states are to be that its output head is given; it differs from the device
+    that gives them where layers are on several and the head's weights are the embeddings'."""
+    output: Any = model.get_output_embeddings()
+    return model.device if output is None else output.weight.device
 
 
 def nearly_equal(found: Tensor, expected: Tensor, tolerance: float) -> bool:

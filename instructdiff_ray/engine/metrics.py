@@ -19,7 +19,7 @@ from torch import Tensor
 
 from instructdiff_ray.engine.batch import Batch
 from instructdiff_ray.engine.device import missing_to_compile
-from instructdiff_ray.engine.lm_head import Tile, output_head
+from instructdiff_ray.engine.lm_head import Tile, head_device, output_head
 from instructdiff_ray.engine.packing import pack, packed_hidden
 from instructdiff_ray.engine.throughput import operations_per_token
 from instructdiff_ray.models.rating import token_rating
@@ -170,13 +170,20 @@ class SampleScorer:
         if self.head is None:
             scored = [self._measure(*logits) for logits in self._full_logits(batch)]
         else:
-            hidden = self._hidden(batch)[batch.contexts].split(self.slice)
-            targets = batch.targets.split(self.slice)
+            hidden, targets = self._before_targets(batch)
             scored = [
                 self._measure_tiles(self.head, hidden_slice, target_slice)
-                for hidden_slice, target_slice in zip(hidden, targets, strict=True)
+                for hidden_slice, target_slice in zip(
+                    hidden.split(self.slice), targets.split(self.slice), strict=True
+                )
             ]
-        return torch.cat(scored, dim=1)
+        return torch.cat(scored, dim=1).to(self.device)
+
+    def _before_targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Hidden states before the scored tokens, [scored, width], and these, [scored]; where the
+        output head is."""
+        hidden, device = self._hidden(batch), head_device(self.model)
+        return hidden[batch.contexts.to(hidden.device)].to(device), batch.targets.to(device)
 
     def _hidden(self, batch: Batch) -> Tensor:
         """Last hidden states, [tokens, width]."""
@@ -186,7 +193,7 @@ class SampleScorer:
         # an attention mask the fast causal kernel runs.
         tokens, where = batch.padded()
         hidden = self.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
-        return hidden.flatten(0, 1)[where]
+        return hidden.flatten(0, 1)[where.to(hidden.device)]
 
     def _measure_tiles(self, head: list[Tile], hidden: Tensor, targets: Tensor) -> Tensor:
         """[measures, positions]. hidden: [positions, width] before each target."""
@@ -212,7 +219,7 @@ class SampleScorer:
         targets = batch.targets.split(counts)
         for tokens, positions, sample_targets in zip(samples, contexts, targets, strict=True):
             logits = self.model(input_ids=tokens[None], use_cache=False).logits
-            yield logits[0, positions], sample_targets
+            yield logits[0, positions.to(logits.device)].to(self.device), sample_targets
 
 
 def _mean_by_row(values: Tensor, batch: Batch) -> Tensor:

@@ -20,6 +20,7 @@ from instructdiff_ray.config.run import Config
 from instructdiff_ray.errors import UserError, require, user_error_in
 from instructdiff_ray.models.model import Model
 from instructdiff_ray.progress import Progress
+from instructdiff_ray.scoring.placement import gpus_of_one
 from instructdiff_ray.storage.artifacts import Storage, make_key
 
 VERSION = 1  # of what is taken from the results
@@ -80,12 +81,12 @@ def benchmark(
 
 
 def _run_remotely(config: Config, model: Model, task: str) -> dict[str, float]:
-    gpus = config.cluster.score.gpus_per_actor
+    gpus = gpus_of_one(config.cluster, [model], config.calibrate.max_length)
     # A machine whose memory ends would get the same task again, without end.
     run = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(run_task)
     try:
         results: Any = ray.get(
-            run.remote(model, task, config.cluster.precision, gpus > 0, config.template.chat)
+            run.remote(model, task, config.cluster.precision, gpus, config.template.chat)
         )
     except ray.exceptions.RayTaskError as error:
         if user_error := user_error_in(error):
@@ -94,8 +95,11 @@ def _run_remotely(config: Config, model: Model, task: str) -> dict[str, float]:
     return dict(results)
 
 
-def run_task(model: Model, task: str, precision: str, on_gpu: bool, chat: bool) -> dict[str, float]:
-    """The task's metrics; where it stands for several tasks, those of each."""
+def run_task(model: Model, task: str, precision: str, gpus: float, chat: bool) -> dict[str, float]:
+    """The task's metrics; where it stands for several tasks, those of each.
+
+    gpus: of this process.
+    """
     from datasets.exceptions import DatasetsError
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -106,12 +110,12 @@ def run_task(model: Model, task: str, precision: str, on_gpu: bool, chat: bool) 
         " shown it",
     )
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    if not on_gpu:  # Ray gives one thread for the CPU that is reserved
+    if not gpus:  # Ray gives one thread for the CPU that is reserved
         torch.set_num_threads(os.cpu_count() or 1)
     model.check()
-    loaded = model.load(precision, torch.device("cuda" if on_gpu else "cpu"))
+    loaded = model.load(precision, torch.device("cuda" if gpus else "cpu"), spread=gpus > 1)
     wrapped = HFLM(
-        loaded, tokenizer=model.load_tokenizer(), batch_size="auto" if on_gpu else CPU_BATCH
+        loaded, tokenizer=model.load_tokenizer(), batch_size="auto" if gpus else CPU_BATCH
     )
     try:
         results = simple_evaluate(

@@ -129,11 +129,16 @@ class Model:
         return self.identity.replace("/", "-")
 
     def load(
-        self, precision: str, device: torch.device | None = None, beside: Sequence[Model] = ()
+        self,
+        precision: str,
+        device: torch.device | None = None,
+        beside: Sequence[Model] = (),
+        spread: bool = False,
     ) -> PreTrainedModel:
         """The model in evaluation mode, from safetensors only (no pickle is read).
 
-        precision: fp32 | bf16; beside: models that are other adapters of the same weights.
+        precision: fp32 | bf16; beside: models that are other adapters of the same weights; spread:
+            over all GPUs of this process, some layers on each, instead of on the device.
         """
         from transformers import AutoModelForCausalLM
 
@@ -143,13 +148,29 @@ class Model:
             trust_remote_code=self.trust_remote_code,
             use_safetensors=True,
             dtype=DTYPES[precision],
+            device_map="balanced" if spread else None,
         )
+        if spread:
+            without_outer_hook(model)
         for adapted in (self, *beside):
             if adapted.adapter:
                 model.load_adapter(local_copy(adapted.adapter), adapted.adapter_name)
         # Loaded and then moved: a device map would need accelerate's hooks in every forward pass.
         model = model.eval()
-        return model if device is None else model.to(device)
+        return model if device is None or spread else model.to(device)
+
+
+def without_outer_hook(model: PreTrainedModel) -> None:
+    """Takes accelerate's hook off a model whose layers are on several devices, and leaves those of
+    its parts.
+
+    It would bring what the model gives back to the first device; and a copy of the model, as the
+    output head is called by, would call the original.
+    """
+    from accelerate.hooks import remove_hook_from_module
+
+    remove_hook_from_module(model)
+    vars(model).pop("forward", None)  # the class's own, which the hook had put there
 
 
 # One model for all samples, or one for each domain, by its name.

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from instructdiff_ray.engine.batch import Batch, token_batches
 from instructdiff_ray.engine.device import device_failed
+from instructdiff_ray.engine.memory import USABLE
 from instructdiff_ray.engine.metrics import NO_ADAPTER, SampleScorer
 from instructdiff_ray.engine.throughput import Throughput, keep_freed_memory, matmul_rate
 from instructdiff_ray.models.model import Model
@@ -39,7 +40,8 @@ class Scorer:
 
     precision: fp32 | bf16; tokens_per_batch: of one forward pass, None: as many as pay;
     actors_per_node: how many may share this machine's cores, without a GPU; gpus: this actor's
-    share of one; guard: is told what is begun, so that a sample that kills this process is found.
+    share of one, or their number, over which each model is spread; guard: is told what is begun, so
+    that a sample that kills this process is found.
     """
 
     def __init__(
@@ -56,13 +58,13 @@ class Scorer:
         self.guard = CrashGuardClient(guard)
         self.guard.begin_load()
         self.encodings = list(by_encoding(targets))
-        self.scorers = load_scorers(targets, precision, self.device)
+        self.scorers = load_scorers(targets, precision, self.device, spread=gpus > 1)
         self.forward_passes = {
             name: scorer.forward_pass() for group in self.scorers for name, scorer in group.items()
         }
         first = next(iter(self.scorers[0].values()))
         self.tokens_per_batch = tokens_per_batch or paying_tokens(first, gpus)
-        self.rate = matmul_rate(first.model)
+        self.rate = max(1, gpus) * matmul_rate(first.model)
         self.guard.end_load()
         self.free_since = time.monotonic()
 
@@ -184,7 +186,8 @@ def scoring_device(actors_per_node: int, gpus: float) -> torch.device:
     """The device to score on, made ready; both arguments as of `Scorer`."""
     # As configured: Ray hides no GPU from an actor that reserved none.
     if gpus:
-        torch.cuda.set_per_process_memory_fraction(float(gpus))
+        for number in range(max(1, int(gpus))):
+            torch.cuda.set_per_process_memory_fraction(min(1.0, gpus), number)
         return torch.device("cuda")
     # Ray gives a worker one thread for each CPU that it reserves; a scorer may have more.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // actors_per_node))
@@ -193,10 +196,10 @@ def scoring_device(actors_per_node: int, gpus: float) -> torch.device:
 
 
 def load_scorers(
-    targets: Targets, precision: str, device: torch.device
+    targets: Targets, precision: str, device: torch.device, spread: bool = False
 ) -> list[dict[str, SampleScorer]]:
     """By encoding, a scorer for each target; a model and adapters of it share one copy of its
-    weights."""
+    weights. spread: over all GPUs of this process."""
     sharing: dict[str, dict[str, Model]] = defaultdict(dict)
     for model in (target.model for target in targets):
         model.check()
@@ -204,7 +207,7 @@ def load_scorers(
     loaded: dict[str, PreTrainedModel] = {}
     for path, models in sharing.items():
         first, *beside = models.values()
-        loaded[path] = first.load(precision, device, beside)
+        loaded[path] = first.load(precision, device, beside, spread)
 
     def make(target: ScoreTarget) -> SampleScorer:
         model, rating_tokens = target.model, target.encoding.rating_tokens()
@@ -226,12 +229,19 @@ def paying_tokens(scorer: SampleScorer, gpus: float) -> int:
     samples, length = TRIAL
     response = np.arange(length) > 0
     batch = Batch.of([np.zeros(length)] * samples, [response] * samples, scorer.device)
-    torch.cuda.reset_peak_memory_stats()
-    held = torch.cuda.memory_allocated()
+    devices = range(max(1, int(gpus)))
+    held = []
+    for number in devices:
+        torch.cuda.reset_peak_memory_stats(number)
+        held.append(torch.cuda.memory_allocated(number))
     try:
         scorer.score(batch)
     except torch.OutOfMemoryError:
         return samples * length // 2  # and it is halved until it fits
-    bytes_per_token = (torch.cuda.max_memory_allocated() - held) / (samples * length)
-    room = 0.9 * gpus * torch.cuda.get_device_properties().total_memory - held
-    return max(1, min(most, int(room / bytes_per_token)))
+    fitting = []
+    for number in devices:
+        of_trial = torch.cuda.max_memory_allocated(number) - held[number]
+        total = torch.cuda.get_device_properties(number).total_memory
+        room = USABLE * min(1.0, gpus) * total - held[number]
+        fitting.append(int(room * samples * length / max(1, of_trial)))
+    return max(1, min(most, *fitting))

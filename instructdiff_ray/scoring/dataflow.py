@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
@@ -18,24 +17,25 @@ from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.pool.dataset import read_pool, stream
 from instructdiff_ray.pool.partition import among, id_prefixes
 from instructdiff_ray.pool.pool import Pool
-from instructdiff_ray.resources import require_gpus
 from instructdiff_ray.sample import Part
 from instructdiff_ray.scoring.actor import Scorer
 from instructdiff_ray.scoring.blocks import encoded_columns
 from instructdiff_ray.scoring.crash_guard import start_crash_guard
-from instructdiff_ray.scoring.plan import ScoreTarget, Targets, by_encoding
+from instructdiff_ray.scoring.plan import ScorePass, ScoreTarget, Targets, by_encoding
 from instructdiff_ray.scoring.store import shard_schema, write_shards
 
 ROWS_PER_BATCH = 1024  # sorted by length together, and written as one shard
 
 
 def score_blocks(
-    config: Config, pool: Pool, targets: Targets, prefixes: np.ndarray | None
+    config: Config, pool: Pool, scoring_pass: ScorePass, gpus: float
 ) -> Iterator[pa.Table]:
-    """Scores the pool, or the samples whose ids begin so, for all targets; yields a receipt for
-    each block."""
-    resources = config.cluster.score
-    require_gpus(config.cluster, "score")
+    """Scores what the pass is to score, by actors of so many GPUs; yields a receipt for each
+    block."""
+    resources, targets, prefixes = config.cluster.score, scoring_pass.targets, scoring_pass.prefixes
+    # A bound of actors, or of the GPUs of a number of them that nobody foresaw.
+    share = gpus if resources.gpus_per_actor is None else 1
+    most_actors = max(resources.min_actors, int(resources.max_actors / share))
     tokenize = Tokenize(list(by_encoding(targets)), None if prefixes is None else ray.put(prefixes))
     dataset = (
         read_pool(pool, ["sample_id", "parts"])
@@ -50,14 +50,14 @@ def score_blocks(
                 "precision": config.cluster.precision,
                 "tokens_per_batch": resources.tokens_per_batch,
                 "actors_per_node": resources.max_actors,
-                "gpus": resources.gpus_per_actor,
+                "gpus": gpus,
                 "guard": start_crash_guard(),
             },
             batch_size=ROWS_PER_BATCH,
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(min_size=resources.min_actors, max_size=resources.max_actors),
+            compute=ActorPoolStrategy(min_size=resources.min_actors, max_size=most_actors),
             num_cpus=1,
-            num_gpus=resources.gpus_per_actor or None,
+            num_gpus=gpus or None,
             # A scorer that dies is started again and gets its block again, and the crash guard sees
             # to it that this ends.
             max_restarts=-1,

@@ -19,9 +19,6 @@ from instructdiff_ray.scoring.blocks import KILLS_SCORER, OUT_OF_MEMORY
 from instructdiff_ray.scoring.store import ScoreStore, aligned, read_shards
 from instructdiff_ray.storage.filesystem import Folder
 
-# Copies of weights that a scorer holds at most: those of a base and a calibrated model. Adapters
-# come on top, for they are small.
-MOST_WEIGHTS = 2
 # What a shard says of whether a sample needs to be scored.
 DONE = pa.schema([("sample_id", pa.string()), ("reason", pa.string())])
 
@@ -60,8 +57,8 @@ class ScorePass:
     tokens: int
 
 
-def plan_passes(pool: Pool, stores: Sequence[ScoreStore]) -> list[ScorePass]:
-    """The passes that complete these scores.
+def plan_passes(pool: Pool, stores: Sequence[ScoreStore], most_models: int) -> list[ScorePass]:
+    """The passes that complete these scores, by scorers that hold the weights of so many models.
 
     Where domains have models of their own, each domain is passed over by itself; but scores that
     need none of these models are computed once, for all domains.
@@ -72,7 +69,7 @@ def plan_passes(pool: Pool, stores: Sequence[ScoreStore]) -> list[ScorePass]:
     of_domains = {store.spec.name for store in stores if None not in store.shards}
     groups: dict[tuple[str | None, tuple[ScoreTarget, ...]], None] = {}
     for domain in domains or [None]:
-        for targets in _sharing_models(targets_of(stores, domain)):
+        for targets in _sharing_models(targets_of(stores, domain), most_models):
             needs_domain = any(target.name in of_domains for target in targets)
             groups[domain if needs_domain else None, tuple(targets)] = None
     return [
@@ -93,7 +90,7 @@ def targets_of(stores: Sequence[ScoreStore], domain: str | None) -> list[ScoreTa
     ]
 
 
-def _sharing_models(targets: Targets) -> list[list[ScoreTarget]]:
+def _sharing_models(targets: Targets, most_models: int) -> list[list[ScoreTarget]]:
     """Targets in groups, each for one kind of scorer: an encoding whose models all belong to the
     scorers of another goes along with it, and one of more models than fit is split."""
 
@@ -102,7 +99,9 @@ def _sharing_models(targets: Targets) -> list[list[ScoreTarget]]:
 
     groups: list[list[ScoreTarget]] = []
     held: list[set[str]] = []  # by the scorers of each group
-    fitting = [part for group in by_encoding(targets).values() for part in _fitting(group)]
+    fitting = [
+        part for group in by_encoding(targets).values() for part in _fitting(group, most_models)
+    ]
     for group in sorted(fitting, key=lambda group: -len(models(group))):
         number = next((n for n, others in enumerate(held) if models(group) <= others), None)
         if number is None:
@@ -113,12 +112,12 @@ def _sharing_models(targets: Targets) -> list[list[ScoreTarget]]:
     return groups
 
 
-def _fitting(group: Targets) -> list[list[ScoreTarget]]:
+def _fitting(group: Targets, most_models: int) -> list[list[ScoreTarget]]:
     """The targets in parts whose weights fit one scorer; adapters go with their base model's."""
     places = {path: n for n, path in enumerate(dict.fromkeys(t.model.path for t in group))}
     parts: dict[int, list[ScoreTarget]] = defaultdict(list)
     for target in group:
-        parts[places[target.model.path] // MOST_WEIGHTS].append(target)
+        parts[places[target.model.path] // most_models].append(target)
     return list(parts.values())
 
 

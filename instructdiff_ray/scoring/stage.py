@@ -20,8 +20,10 @@ from instructdiff_ray.engine.throughput import Throughput
 from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.pool.pool import Pool, check_rejects
 from instructdiff_ray.progress import Progress, Stage
+from instructdiff_ray.resources import require_gpus
 from instructdiff_ray.scoring.dataflow import score_blocks
-from instructdiff_ray.scoring.plan import Targets, by_encoding, plan_passes
+from instructdiff_ray.scoring.placement import MOST_MODELS, place
+from instructdiff_ray.scoring.plan import ScorePass, Targets, by_encoding, plan_passes
 from instructdiff_ray.scoring.spec import ScoreSpec, ScoreTable
 from instructdiff_ray.scoring.stats import ScoringStats
 from instructdiff_ray.scoring.store import ScoreStore, gather, score_stores
@@ -81,18 +83,35 @@ def _compute(
     stats: ScoringStats,
 ) -> dict[str, FinishedArtifact]:
     """The scores that are missing, by key: passes for what no shard holds, then gathered."""
-    passes = plan_passes(pool, stores)
+    passes, gpus = _plan(config, pool, stores, progress)
     rejected: dict[EncoderSpec, Counter[str]] = defaultdict(Counter)
     tokens = sum(scoring_pass.tokens for scoring_pass in passes)
     with progress.stage("score", "samples", tokens) as stage:
         for scoring_pass in passes:
             targets = scoring_pass.targets
-            for receipt in score_blocks(config, pool, targets, scoring_pass.prefixes):
+            for receipt in score_blocks(config, pool, scoring_pass, gpus):
                 _account(receipt, targets, rejected, stats, stage)
                 for encoding, reasons in rejected.items():
                     if encoding.form == "whole":  # of others, the selection needs it or not
                         check_rejects(pool, config.data.max_reject_ratio, reasons)
     return {store.artifact.key: _gather(pool, store) for store in stores}
+
+
+def _plan(
+    config: Config, pool: Pool, stores: Sequence[ScoreStore], progress: Progress
+) -> tuple[list[ScorePass], float]:
+    """The passes, and the GPUs of each actor; no machine is asked for where nothing is to do."""
+    passes = plan_passes(pool, stores, MOST_MODELS)
+    if not passes:
+        return [], 0
+    require_gpus(config.cluster, "score")
+    models = [target.model for scoring_pass in passes for target in scoring_pass.targets]
+    placement = place(config.cluster, models, config.calibrate.max_length)
+    if placement.note:
+        progress.say(placement.note)
+    if placement.models < MOST_MODELS:
+        passes = plan_passes(pool, stores, placement.models)
+    return passes, placement.gpus
 
 
 def _gather(pool: Pool, store: ScoreStore) -> FinishedArtifact:

@@ -19,10 +19,12 @@ from ray.exceptions import RayError
 from instructdiff_ray.config.cluster import ClusterConfig
 from instructdiff_ray.engine.batch import Batch
 from instructdiff_ray.errors import user_error_in
+from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.template import Encoded, Rendered, Span
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.sample import Part
 from instructdiff_ray.scoring.actor import load_scorers, scoring_device
+from instructdiff_ray.scoring.placement import gpus_of_one
 from instructdiff_ray.scoring.plan import Targets, targets_of
 from instructdiff_ray.scoring.store import ScoreStore
 from instructdiff_ray.storage.artifacts import Storage, make_key
@@ -83,7 +85,7 @@ def score_tokens(
     artifact = storage.artifact("tokens", make_key(**inputs))
     finished = artifact.finished()
     if finished is None:
-        if not build or ray.cluster_resources().get("GPU", 0) < cluster.score.gpus_per_actor:
+        if not build or ray.cluster_resources().get("GPU", 0) < cluster.score.least_gpus:
             return {}
         with artifact.lock(progress.say) as finished:
             if finished is None:
@@ -110,7 +112,9 @@ def _by_models(stores: Sequence[ScoreStore], samples: Sequence[ShownSample]) -> 
 
 
 def _run(cluster: ClusterConfig, groups: Sequence[Group]) -> pa.Table:
-    gpus = cluster.score.gpus_per_actor
+    targets = [target for targets, _ in groups for target in targets]
+    longest = max(target.encoding.max_length for target in targets)
+    gpus = gpus_of_one(cluster, [target.model for target in targets], longest)
     # One call a process: what it holds of memory and of a GPU is free again when it is done.
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_calls=1)(read_tokens)
     try:
@@ -128,19 +132,25 @@ def read_tokens(groups: Sequence[Group], precision: str, gpus: float) -> pa.Tabl
     device = scoring_device(1, gpus)
     rows = []
     for targets, samples in groups:
-        (scorers,) = load_scorers(targets, precision, device)
         encoding = targets[0].encoding
-        for sample in samples:
-            (encoded,) = encoding.encode([sample.parts])
-            assert isinstance(encoded, Encoded), "it has scores"
-            rendered, spans = encoding.encoder().locate(sample.parts)
-            batch = Batch.of([encoded.input_ids], [encoded.response], device)
-            row = {"sample_id": sample.sample_id, **places(rendered, spans, encoded.response)}
-            for name, scorer in scorers.items():
-                nll, entropy = scorer.score_tokens(batch).cpu().numpy()
-                row |= {f"{name}_nll": nll, f"{name}_entropy": entropy}
-            rows.append(row)
+        of_group = [_located(encoding, sample) for sample in samples]
+        for target in targets:  # one at a time is in memory
+            (scorers,) = load_scorers([target], precision, device, spread=gpus > 1)
+            for row, encoded in of_group:
+                batch = Batch.of([encoded.input_ids], [encoded.response], device)
+                nll, entropy = scorers[target.name].score_tokens(batch).cpu().numpy()
+                row |= {f"{target.name}_nll": nll, f"{target.name}_entropy": entropy}
+            del scorers
+        rows += [row for row, _ in of_group]
     return pa.Table.from_pylist(rows)
+
+
+def _located(encoding: EncoderSpec, sample: ShownSample) -> tuple[dict[str, Any], Encoded]:
+    """The sample's row without scores, and its tokens."""
+    (encoded,) = encoding.encode([sample.parts])
+    assert isinstance(encoded, Encoded), "it has scores"
+    rendered, spans = encoding.encoder().locate(sample.parts)
+    return {"sample_id": sample.sample_id, **places(rendered, spans, encoded.response)}, encoded
 
 
 def places(rendered: Rendered, spans: Sequence[Span], response: Sequence[bool]) -> dict[str, Any]:

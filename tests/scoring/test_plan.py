@@ -50,9 +50,9 @@ def pool(config: Config, model: Model, ray_session: None) -> Pool:
     return ingest(config, source_files(config.data), model, Storage(config.storage), QUIET)
 
 
-def names_of(pool: Pool, specs: list[ScoreSpec]) -> list[list[list[str]]]:
+def names_of(pool: Pool, specs: list[ScoreSpec], most_models: int = 2) -> list[list[list[str]]]:
     """Names of scores by encoding by pass."""
-    passes = plan_passes(pool, score_stores(specs, pool, "fp32", Storage("/nowhere")))
+    passes = plan_passes(pool, score_stores(specs, pool, "fp32", Storage("/nowhere")), most_models)
     assert all(part.prefixes is None and part.tokens > 0 for part in passes)
     return [
         [[target.name for target in group] for group in by_encoding(part.targets).values()]
@@ -78,6 +78,10 @@ def test_encodings_whose_models_another_ones_scorers_hold_go_along(
         [["base", "calibrated"], ["alone"], ["rating-0-0"], ["rating-0-1"]],
         [["rating-1-0"]],
     ]
+    # Where a scorer holds one, each has its own pass, and its other encodings go along.
+    elsewhere = replace(calibrated, path="/elsewhere")
+    specs = [alone, base, ScoreSpec("calibrated", elsewhere, whole)]
+    assert names_of(pool, specs, most_models=1) == [[["base"], ["alone"]], [["calibrated"]]]
     by_domain = ScoreSpec("calibrated", {"general": calibrated, "other": large}, whole)
     # No sample is of the other domain.
     assert names_of(pool, [base, by_domain]) == [[["base", "calibrated"]]]
@@ -100,7 +104,7 @@ def test_a_sample_that_one_encoding_can_not_show_is_scored_in_the_others(
     (row,) = (row for row in tables["alone"].to_pylist() if row["reason"])
     assert row["nll"] is row["entropy"] is None and row["detail"]
     # What was rejected is done with, and nothing is scored again.
-    assert not plan_passes(pool, score_stores(specs, pool, "fp32", storage))
+    assert not plan_passes(pool, score_stores(specs, pool, "fp32", storage), 2)
 
 
 def test_a_scorer_holds_two_sets_of_weights_and_any_number_of_adapters(

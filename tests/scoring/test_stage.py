@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -129,6 +130,24 @@ def test_two_models_share_a_pass_and_each_lacks_only_what_is_missing(
     assert table_of(rebuilt["base"]).equals(expected)
     assert sorted(again.samples.values()) == [0, lost]
     assert not pieces[0].exists()
+
+
+def test_one_model_a_pass_gives_the_scores_of_both_at_once_to_the_last_bit(
+    config: Config, pool: Pool, model: Model, model_folder: str, tmp_path: Path
+) -> None:
+    # A calibrated model that is elsewhere, as one of a device's size.
+    shutil.copytree(model_folder, tmp_path / "calibrated")
+    calibrated = replace(model, path=str(tmp_path / "calibrated"), identity="calibrated")
+    models = whole(config, model, calibrated=calibrated)
+    tables = []
+    for count in (2, 1):
+        resources = ScoreResources(models_per_actor=count)
+        one_way = replace(config, cluster=replace(config.cluster, score=resources))
+        storage, stats = Storage(str(tmp_path / str(count))), ScoringStats()
+        scores = score(one_way, pool, models, storage, QUIET, stats)
+        tables.append({name: table_of(table) for name, table in scores.items()})
+        assert stats.samples == {"base": len(pool), "calibrated": len(pool)}
+    assert tables[0] == tables[1]
 
 
 @pytest.mark.slow
