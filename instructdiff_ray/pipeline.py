@@ -22,7 +22,7 @@ from instructdiff_ray.models.model import Model, ModelByDomain
 from instructdiff_ray.pool.dataset import pool_rows
 from instructdiff_ray.pool.ingest import ingest, pool_artifact
 from instructdiff_ray.pool.pool import Pool, check_rejects, open_pool
-from instructdiff_ray.pool.sampling import sample_warmup
+from instructdiff_ray.pool.sampling import at_most, sample_warmup
 from instructdiff_ray.scoring.spec import ScoreTable
 from instructdiff_ray.scoring.stage import finished_scores, score
 from instructdiff_ray.scoring.store import score_stores
@@ -120,7 +120,7 @@ def draw_warmup(context: RunContext, pool: Pool) -> list[str]:
     """The warm-up subset, sorted; a domain with an α or a model of its own is drawn apart."""
     config = context.config
     if not config.calibrate.per_domain and not config.domains_with("calibrate", "ratio"):
-        return sample_warmup(pool.ids, config.calibrate.ratio, config.seed)
+        return _bounded(config, sample_warmup(pool.ids, config.calibrate.ratio, config.seed))
     apart = {*pool.domains()}
     if not config.calibrate.per_domain:
         apart &= config.domains_with("calibrate", "ratio")
@@ -128,13 +128,25 @@ def draw_warmup(context: RunContext, pool: Pool) -> list[str]:
     for name in sorted(apart):
         of_domain = partial(pool.ids_of, name.__eq__)
         try:
-            ids += sample_warmup(of_domain, config.calibrate_of(name).ratio, config.seed)
+            drawn = sample_warmup(of_domain, config.calibrate_of(name).ratio, config.seed)
         except UserError as error:
             raise UserError(f"domain {name}: {error}") from None
+        if config.calibrate.per_domain:  # a calibration of its own
+            drawn = _bounded(_of_domain(config, name), drawn)
+        ids += drawn
     if apart != {*pool.domains()}:
         rest = partial(pool.ids_of, lambda name: name not in apart)
         ids += sample_warmup(rest, config.calibrate.ratio, config.seed)
-    return sorted(ids)
+    return sorted(ids) if config.calibrate.per_domain else _bounded(config, sorted(ids))
+
+
+def _of_domain(config: Config, name: str) -> Config:
+    """How a domain's own model is calibrated."""
+    return replace(config, calibrate=config.calibrate_of(name))
+
+
+def _bounded(config: Config, sample_ids: list[str]) -> list[str]:
+    return at_most(sample_ids, config.calibrate.max_samples, config.seed)
 
 
 def calibrate_repeats(
@@ -159,8 +171,7 @@ def calibrate_on(
         ids = [i for i in pool.ids_of(name.__eq__) if i in chosen]
         if not ids:
             raise UserError(f"domain {name} has no sample to calibrate its own model on")
-        of_domain = replace(config, calibrate=config.calibrate_of(name))
-        models[name] = _calibrate(context, of_domain, pool, ids, build)
+        models[name] = _calibrate(context, _of_domain(config, name), pool, ids, build)
     return models
 
 
@@ -168,6 +179,7 @@ def _calibrate(
     context: RunContext, config: Config, pool: Pool, sample_ids: list[str], build: bool
 ) -> Model:
     base, storage = context.base, context.storage
+    sample_ids = _bounded(config, sample_ids)  # a warm-up subset is; a selection is not
     if build:
         return calibrate(config, pool, base, sample_ids, storage, context.progress)
     artifact, _ = model_artifact(config, base, sample_ids, storage)

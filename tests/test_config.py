@@ -60,6 +60,7 @@ IMPOSSIBLE: list[tuple[Callable[..., Any], str, str, list[Any]]] = [
     ),
     (CalibrateConfig, "ratio", "calibrate.ratio", [0, -0.1, 1.01, NAN, INF]),
     (CalibrateConfig, "epochs", "calibrate.epochs", [0, -1, NAN]),
+    (CalibrateConfig, "max_samples", "calibrate.max_samples", [0, -1, NAN]),
     (CalibrateConfig, "optimizer", "calibrate.optimizer", ["sgd", ""]),
     (CalibrateConfig, "global_batch_size", "calibrate.global_batch_size", [0, -4, NAN]),
     (CalibrateConfig, "repeats", "calibrate.repeats", [0, -1, NAN]),

@@ -389,6 +389,23 @@ def test_a_domains_own_share_of_the_warm_up_is_drawn_apart(
     assert result.summary["counts"]["excluded"] == list(fates.values()).count("excluded") > 0
 
 
+def test_a_calibration_has_no_more_samples_than_its_bound(run: FinishedRun, config: Config) -> None:
+    domains = {"math": {"calibrate": {"ratio": 0.5, "max_samples": 3}}}
+    bounded = replace(config, calibrate=replace(config.calibrate, max_samples=5), domains=domains)
+    whole = context_of(replace(bounded, domains={}))
+    pool = ingest_pool(whole, build=False)
+    unbounded = draw_warmup(run.context, pool)
+    drawn = draw_warmup(whole, pool)
+    assert len(drawn) == 5 and set(drawn) < set(unbounded)
+    # Where a domain has a model of its own, its own bound counts.
+    apart = replace(bounded.calibrate, per_domain=True, ratio=0.5)
+    drawn = draw_warmup(context_of(replace(bounded, calibrate=apart)), pool)
+    of_math = set(pool.ids_of("math".__eq__))
+    assert len(set(drawn) & of_math) == 3
+    others = {name: set(pool.ids_of(name.__eq__)) for name in pool.domains() if name != "math"}
+    assert all(len(set(drawn) & ids) == min(5, len(ids) // 2) for ids in others.values())
+
+
 def test_a_stage_without_its_inputs_says_which_job_makes_them(
     config: Config, tmp_path: Path, model_folder: str
 ) -> None:

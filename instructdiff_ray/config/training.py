@@ -17,6 +17,8 @@ class CalibrateConfig:
     """Fine-tuning that turns the base model into the calibrated one (Table 9 of the paper).
 
     ratio: α, share of the pool in the warm-up subset.
+    max_samples: of a calibration, whatever the ratio says, and whatever the round before selected;
+        drawn at random.
     max_length: tokens of a sample at most, in training and in scoring.
     lora_rank: None trains all parameters (the paper); else adapters of this rank in all linear
         layers, the head aside, and base and calibrated model share one copy of the base weights.
@@ -30,6 +32,7 @@ class CalibrateConfig:
     """
 
     ratio: float = 0.1
+    max_samples: int | None = None
     epochs: int = 3
     learning_rate: float = 2e-5
     global_batch_size: int = 64
@@ -47,6 +50,10 @@ class CalibrateConfig:
         require(0 < self.ratio <= 1, f"calibrate.ratio={self.ratio} must be in (0, 1]")
         for name in ("epochs", "global_batch_size", "repeats"):
             require(getattr(self, name) >= 1, f"calibrate.{name}={getattr(self, name)} must be ≥ 1")
+        require(
+            self.max_samples is None or self.max_samples >= 1,
+            f"calibrate.max_samples={self.max_samples} must be 1 or more",
+        )
         require(
             self.lora_rank is None or self.lora_rank >= 1,
             f"calibrate.lora_rank={self.lora_rank} must be 1 or more",

@@ -38,6 +38,15 @@ def lowest_draws(sample_ids: Iterable[str], count: int, key: str) -> list[str]:
     return sorted(sample_ids, key=lambda i: (draw(i, key), i))[:count]
 
 
+def at_most(sample_ids: list[str], count: int | None, seed: int) -> list[str]:
+    """The ids, or so many of them at random, sorted: the same ones of the same ids."""
+    if count is None or len(sample_ids) <= count:
+        return sample_ids
+    # Not by the draw of the warm-up subset: of a domain with a larger share of its own, that took
+    # samples which come later.
+    return sorted(lowest_draws(sample_ids, count, f"at most {seed}"))
+
+
 def draw(sample_id: str, key: str) -> int:
     """A number below 2⁶⁴, uniform over ids and keys: the id's hash under the key."""
     digest = hashlib.blake2b(sample_id.encode(), key=key.encode()[:64], digest_size=8).digest()

@@ -30,9 +30,12 @@ def model_artifact(
 ) -> tuple[Artifact, dict[str, Any]]:
     """Where the model calibrated on these samples is or will be, and what its key is made of."""
     hyper = asdict(config.calibrate)
-    # None changes what is learned: α and the domain only chose the samples, checkpointing only
+    # None changes what is learned: α, the bound and the domain only chose the samples, checkpointing only
     # saves memory, the length is in the encoding, and a repeat differs by its samples and seed.
-    for name in ("ratio", "gradient_checkpointing", "max_length", "per_domain", "repeats"):
+    for name in (
+        *("ratio", "max_samples", "per_domain", "repeats"),
+        *("gradient_checkpointing", "max_length"),
+    ):
         del hyper[name]
     if hyper["optimizer"] == "adamw":  # as it was before there was another
         del hyper["optimizer"]

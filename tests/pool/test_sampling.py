@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructdiff_ray.errors import UserError
-from instructdiff_ray.pool.sampling import floor_share, repeat_seed, sample_warmup
+from instructdiff_ray.pool.sampling import at_most, floor_share, repeat_seed, sample_warmup
 
 IDS = [f"{number:032x}" for number in range(1000)]
 
@@ -101,3 +101,12 @@ def test_no_two_runs_of_several_repeats_share_a_subset_by_accident() -> None:
     # Of two random tenths a tenth is shared.
     for first, second in ((0, 1), (0, 2), (1, 2)):
         assert len(drawn[first] & drawn[second]) < 30
+
+
+def test_a_bound_takes_some_at_random_and_the_same_of_the_same() -> None:
+    assert at_most(IDS, None, 0) == at_most(IDS, len(IDS), 0) == IDS
+    some = at_most(IDS, 100, 0)
+    assert len(some) == 100 and some == sorted(some) and set(some) < set(IDS)
+    assert at_most(IDS[::-1], 100, 0) == at_most(some, 100, 0) == some != at_most(IDS, 100, 1)
+    # Not those that the warm-up subset is drawn by.
+    assert some != sample_warmup(lambda: IDS, 0.1, 0)
