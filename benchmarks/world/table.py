@@ -61,23 +61,23 @@ def table(results: Sequence[Result]) -> list[list[str]]:
     head = ["trained on", "right", "against random", "learnable", "mastered", "samples", "steps"]
     rows = [[*head, *kinds, "spoilt"]]
     by_arm = {arm: [r for r in results if r["arm"] == arm] for arm in TRAINED}
-    random = {_cell(r): _overall(r) for r in by_arm["random"]}
+    random = {_cell(r): overall(r) for r in by_arm["random"]}
     for arm, found in sorted(
-        by_arm.items(), key=lambda item: -float(np.mean([_overall(r) for r in item[1]]))
+        by_arm.items(), key=lambda item: -float(np.mean([overall(r) for r in item[1]]))
     ):
-        differences = [_overall(r) - random[_cell(r)] for r in found]
-        counts = {kind: _share(found, [kind]) for kind in kinds}
+        differences = [overall(r) - random[_cell(r)] for r in found]
+        counts = {kind: share_of_kinds(found, [kind]) for kind in kinds}
         rows.append(
             [
                 arm,
-                _percent(np.mean([_overall(r) for r in found])),
+                _percent(np.mean([overall(r) for r in found])),
                 "" if arm == "random" else interval(differences),
-                _percent(np.mean([_skills(r, LEARNABLE) for r in found])),
-                _percent(np.mean([_skills(r, MASTERED) for r in found])),
+                _percent(np.mean([skills(r, LEARNABLE) for r in found])),
+                _percent(np.mean([skills(r, MASTERED) for r in found])),
                 f"{np.mean([r['samples'] for r in found]):.0f}",
                 f"{np.mean([r['steps'] for r in found]):.0f}",
                 *(_percent(share) for share in counts.values()),
-                _percent(_share(found, SPOILT)),
+                _percent(share_of_kinds(found, SPOILT)),
             ]
         )
     return rows
@@ -95,15 +95,18 @@ def _cell(result: Result) -> tuple[str, int]:
     return result["size"], result["seed"]
 
 
-def _skills(result: Result, skills: Any) -> float:
+def skills(result: Result, skills: Any) -> float:
+    """The share of right answers, over these skills."""
     return float(np.mean([result["accuracy"][skill] for skill in skills]))
 
 
-def _overall(result: Result) -> float:
-    return _skills(result, [*MASTERED, *LEARNABLE])
+def overall(result: Result) -> float:
+    """The share of right answers, over mastered and learnable skills."""
+    return skills(result, [*MASTERED, *LEARNABLE])
 
 
-def _share(results: Sequence[Result], kinds: Any) -> float:
+def share_of_kinds(results: Sequence[Result], kinds: Any) -> float:
+    """The share of the selections that is of these kinds."""
     return float(
         np.mean([sum(r["kinds"].get(kind, 0) for kind in kinds) / r["samples"] for r in results])
     )

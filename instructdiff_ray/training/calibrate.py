@@ -30,8 +30,8 @@ def model_artifact(
 ) -> tuple[Artifact, dict[str, Any]]:
     """Where the model calibrated on these samples is or will be, and what its key is made of."""
     hyper = asdict(config.calibrate)
-    # None changes what is learned: α, the bound and the domain only chose the samples, checkpointing only
-    # saves memory, the length is in the encoding, and a repeat differs by its samples and seed.
+    # None changes what is learned: the first four only chose the samples (and a repeat differs by
+    # these and its seed), checkpointing only saves memory, the length is in the encoding.
     for name in (
         *("ratio", "max_samples", "per_domain", "repeats"),
         *("gradient_checkpointing", "max_length"),
