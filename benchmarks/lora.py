@@ -1,10 +1,7 @@
-"""What LoRA calibration saves, and what it selects: `python -m benchmarks.lora [MODEL POOL …]`.
+"""What LoRA calibration saves: `python -m benchmarks.lora`.
 
-Without arguments it measures the peak memory of a training step and of a scorer, with and without
-an adapter, for a model of the shape of Qwen2.5-0.5B with random weights. With a model and pools it
-compares selections from some samples of each pool: after training all parameters, after training an
-adapter, and after training all parameters with another seed. That seed draws another warm-up
-subset, so the last shows how much two runs of the paper's method differ by themselves.
+The peak memory of a training step and of a scorer, with and without an adapter, for a model of the
+shape of Qwen2.5-0.5B with random weights.
 """
 
 from __future__ import annotations
@@ -12,9 +9,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,57 +16,14 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from benchmarks.common import peak_mib, reset_peak, save
-from benchmarks.corrupted import (
-    CALIBRATE,
-    FOLDER,
-    draw_samples,
-    select_last,
-    settings,
-    start_ray,
-    write,
-)
-from instructdiff_ray.config.data import DataConfig
-from instructdiff_ray.config.run import Config
 from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.engine.batch import Batch
 from instructdiff_ray.engine.metrics import NO_ADAPTER, SampleScorer
-from instructdiff_ray.results.compare import spearman
-from instructdiff_ray.selection.ranking import Ranking, selected_ids
 from instructdiff_ray.training.worker import with_adapter
 
-RANK, ROWS = 16, 800
-# An adapter wants larger steps than all parameters do, about ten times as large.
-ADAPTER = replace(CALIBRATE, lora_rank=RANK, learning_rate=10 * CALIBRATE.learning_rate)
+RANK = 16
 # So few tokens that weights and training state are most of what is held.
 SAMPLES, LENGTH = 1, 64
-
-
-def overlap(config: Config) -> dict[str, dict[str, float]]:
-    """How alike each selection and the one after training all parameters are."""
-    plain = select_last(config)
-    others = {
-        "adapter": select_last(replace(config, calibrate=ADAPTER)),
-        "another seed": select_last(replace(config, seed=1)),
-    }
-    return {name: _compare(plain, other) for name, other in others.items()}
-
-
-def _compare(plain: Ranking, other: Ranking) -> dict[str, float]:
-    assert not plain.rejected.num_rows + other.rejected.num_rows, "rows would not be aligned"
-    first, second = set(selected_ids(plain)), set(selected_ids(other))
-    return {
-        "samples": plain.table.num_rows,
-        "selected": len(first),
-        "overlap": len(first & second) / len(first),
-        "jaccard": len(first & second) / len(first | second),
-        "rank_correlation": spearman(_column(plain, "entropy"), _column(other, "entropy")),
-        "mean_delta_nll": float(_column(plain, "nll").mean()),
-        "mean_delta_nll_of_other": float(_column(other, "nll").mean()),
-    }
-
-
-def _column(ranking: Ranking, measure: str) -> np.ndarray:
-    return np.asarray(ranking.table[f"delta_{measure}"].to_numpy(), dtype=float)
 
 
 def memory(folder: str, task: str, adapter: bool) -> float:
@@ -131,32 +82,13 @@ def measure_memory() -> dict[str, float]:
     return peaks
 
 
-def measure_overlap(model: str, pools: Sequence[Path]) -> dict[str, dict[str, dict[str, float]]]:
-    """The overlaps by pool; what `benchmarks.corrupted` has scored is not scored again."""
-    start_ray()
-    results = {}
-    for path in pools:
-        folder = FOLDER / path.stem
-        config = settings(model, path, folder)
-        write(folder / "drawn.jsonl", draw_samples(config, ROWS, seed=0))
-        data = DataConfig(path=str(folder / "drawn.jsonl"))
-        results[path.stem] = overlap(replace(config, data=data))
-        print(path.stem, results[path.stem], flush=True)
-    return results
-
-
 def main() -> None:
-    """Measure memory, or the overlap on the pools that the command line names."""
+    """Measure all cases, or one in this process."""
     if sys.argv[1:2] == ["--memory"]:
         folder, task, kind = sys.argv[2:]
         print(memory(folder, task, kind == "adapter"))
         return
-    if len(sys.argv) == 1:
-        save("lora-memory", {"samples": SAMPLES, "tokens": LENGTH, **measure_memory()})
-        return
-    model, *pools = sys.argv[1:]
-    results = measure_overlap(model, [Path(pool) for pool in pools])
-    save("lora-overlap", {"rank": RANK, "results": results})
+    save("lora-memory", {"samples": SAMPLES, "tokens": LENGTH, **measure_memory()})
 
 
 if __name__ == "__main__":
