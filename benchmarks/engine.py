@@ -34,9 +34,9 @@ from instructdiff_ray.engine.metrics import SampleScorer
 from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.model import Model, find_model
 from instructdiff_ray.pool.dataset import read_part
+from instructdiff_ray.pool.files import source_files
 from instructdiff_ray.pool.ingest import ingest
 from instructdiff_ray.pool.pool import Pool
-from instructdiff_ray.pool.readers import source_files
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.scoring import dataflow
 from instructdiff_ray.scoring.actor import PAYING_TOKENS, Scorer

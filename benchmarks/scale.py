@@ -41,8 +41,8 @@ from instructdiff_ray.demo.model import train_model
 from instructdiff_ray.demo.pool import prose
 from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.model import find_model
+from instructdiff_ray.pool.files import source_files
 from instructdiff_ray.pool.ingest import ingest
-from instructdiff_ray.pool.readers import source_files
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.scoring import dataflow
 from instructdiff_ray.scoring.dataflow import ROWS_PER_BATCH

@@ -20,9 +20,9 @@ from instructdiff_ray.config.data import DataConfig
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.models.model import Model
+from instructdiff_ray.pool.files import find_files, source_files
 from instructdiff_ray.pool.ingest import ingest, reader_groups
 from instructdiff_ray.pool.pool import Pool
-from instructdiff_ray.pool.readers import find_files, source_files
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.storage.artifacts import Storage
 

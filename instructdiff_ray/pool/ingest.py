@@ -27,8 +27,9 @@ from instructdiff_ray.models.model import Model
 from instructdiff_ray.models.template import Encoded
 from instructdiff_ray.pool.dataset import stream
 from instructdiff_ray.pool.dedup import Deduplicator
+from instructdiff_ray.pool.files import source_files
 from instructdiff_ray.pool.pool import POOL, REJECTS, Pool, open_pool, reject_row
-from instructdiff_ray.pool.readers import FORMATS, SourceFile, read_rows, source_files
+from instructdiff_ray.pool.readers import FORMATS, SourceFile, read_rows
 from instructdiff_ray.pool.schemas import domain_of, parse_row
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.sample import Part, Reject, sample_id

@@ -23,6 +23,7 @@ from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.demo.pool import pool_lines
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.models.model import Model
+from instructdiff_ray.pool.files import source_files
 from instructdiff_ray.pool.ingest import (
     BYTES_PER_READER,
     ROWS_PER_PART,
@@ -31,7 +32,7 @@ from instructdiff_ray.pool.ingest import (
     reader_groups,
 )
 from instructdiff_ray.pool.pool import Pool
-from instructdiff_ray.pool.readers import SourceFile, source_files
+from instructdiff_ray.pool.readers import SourceFile
 from instructdiff_ray.pool.sampling import sample_warmup
 from instructdiff_ray.pool.schemas import parse_row
 from instructdiff_ray.progress import Progress

@@ -14,9 +14,9 @@ from instructdiff_ray.config.run import Config
 from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.model import Model
+from instructdiff_ray.pool.files import source_files
 from instructdiff_ray.pool.ingest import ingest
 from instructdiff_ray.pool.pool import Pool
-from instructdiff_ray.pool.readers import source_files
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.scoring.plan import by_encoding, plan_passes
 from instructdiff_ray.scoring.spec import ScoreSpec

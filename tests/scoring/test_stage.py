@@ -19,9 +19,9 @@ from instructdiff_ray.errors import UserError
 from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.model import Model
 from instructdiff_ray.models.template import Encoded
+from instructdiff_ray.pool.files import source_files
 from instructdiff_ray.pool.ingest import ingest
 from instructdiff_ray.pool.pool import Pool
-from instructdiff_ray.pool.readers import source_files
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.sample import Part
 from instructdiff_ray.scoring.spec import ScoreSpec, ScoreTable

@@ -27,9 +27,9 @@ from instructdiff_ray.demo.pool import prose, write_pool
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.models.model import Model, find_model
 from instructdiff_ray.models.rating import LINES, RatingEncoder
+from instructdiff_ray.pool.files import source_files
 from instructdiff_ray.pool.ingest import ingest
 from instructdiff_ray.pool.pool import Pool
-from instructdiff_ray.pool.readers import source_files
 from instructdiff_ray.pool.sampling import floor_share
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.scoring.actor import Scorer
