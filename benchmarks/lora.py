@@ -19,7 +19,7 @@ from benchmarks.common import peak_mib, reset_peak, save
 from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.engine.batch import Batch
 from instructdiff_ray.engine.metrics import NO_ADAPTER, SampleScorer
-from instructdiff_ray.training.worker import with_adapter
+from instructdiff_ray.training.adapter import with_adapter
 
 RANK = 16
 # So few tokens that weights and training state are most of what is held.

@@ -81,7 +81,7 @@ def algorithm_1(
         ranking = select_samples(context, pool, scores)  # B, D′
         yield Round(k, warmup, calibrated, ranking)
         if k < rounds:
-            samples = [selected_ids(ranking)] * len(samples)
+            samples = selected_samples(context, pool, ranking)
 
 
 def last_round(context: RunContext, pool: Pool, build: bool = True) -> Round:
@@ -97,7 +97,13 @@ def training_ids(context: RunContext, pool: Pool) -> list[list[str]]:
     if context.config.rounds == 1:
         return [draw_warmup(repeat, pool) for repeat in repeats]
     *_, previous = algorithm_1(context, pool, context.config.rounds - 1, build=False)
-    return [selected_ids(previous.ranking)] * len(repeats)
+    return selected_samples(context, pool, previous.ranking)
+
+
+def selected_samples(context: RunContext, pool: Pool, ranking: Ranking) -> list[list[str]]:
+    """What each repeat of the round after this ranking calibrates on."""
+    ids = selected_ids(ranking)
+    return [_bounded(repeat.config, pool, ids) for repeat in context.repeats()]
 
 
 def ingest_pool(context: RunContext, build: bool = True) -> Pool:
@@ -120,7 +126,7 @@ def draw_warmup(context: RunContext, pool: Pool) -> list[str]:
     """The warm-up subset, sorted; a domain with an α or a model of its own is drawn apart."""
     config = context.config
     if not config.calibrate.per_domain and not config.domains_with("calibrate", "ratio"):
-        return _bounded(config, sample_warmup(pool.ids, config.calibrate.ratio, config.seed))
+        return _bounded(config, pool, sample_warmup(pool.ids, config.calibrate.ratio, config.seed))
     apart = {*pool.domains()}
     if not config.calibrate.per_domain:
         apart &= config.domains_with("calibrate", "ratio")
@@ -128,25 +134,24 @@ def draw_warmup(context: RunContext, pool: Pool) -> list[str]:
     for name in sorted(apart):
         of_domain = partial(pool.ids_of, name.__eq__)
         try:
-            drawn = sample_warmup(of_domain, config.calibrate_of(name).ratio, config.seed)
+            ids += sample_warmup(of_domain, config.calibrate_of(name).ratio, config.seed)
         except UserError as error:
             raise UserError(f"domain {name}: {error}") from None
-        if config.calibrate.per_domain:  # a calibration of its own
-            drawn = _bounded(_of_domain(config, name), drawn)
-        ids += drawn
     if apart != {*pool.domains()}:
         rest = partial(pool.ids_of, lambda name: name not in apart)
         ids += sample_warmup(rest, config.calibrate.ratio, config.seed)
-    return sorted(ids) if config.calibrate.per_domain else _bounded(config, sorted(ids))
+    return _bounded(config, pool, sorted(ids))
 
 
-def _of_domain(config: Config, name: str) -> Config:
-    """How a domain's own model is calibrated."""
-    return replace(config, calibrate=config.calibrate_of(name))
-
-
-def _bounded(config: Config, sample_ids: list[str]) -> list[str]:
-    return at_most(sample_ids, config.calibrate.max_samples, config.seed)
+def _bounded(config: Config, pool: Pool, sample_ids: list[str]) -> list[str]:
+    """Of the ids, sorted, no more than `calibrate.max_samples` for each calibration."""
+    if not config.calibrate.per_domain:
+        return at_most(sample_ids, config.calibrate.max_samples, config.seed)
+    chosen, kept = set(sample_ids), []
+    for name in pool.domains():
+        of_domain = [i for i in pool.ids_of(name.__eq__) if i in chosen]
+        kept += at_most(of_domain, config.calibrate_of(name).max_samples, config.seed)
+    return sorted(kept)
 
 
 def calibrate_repeats(
@@ -171,7 +176,8 @@ def calibrate_on(
         ids = [i for i in pool.ids_of(name.__eq__) if i in chosen]
         if not ids:
             raise UserError(f"domain {name} has no sample to calibrate its own model on")
-        models[name] = _calibrate(context, _of_domain(config, name), pool, ids, build)
+        of_domain = replace(config, calibrate=config.calibrate_of(name))
+        models[name] = _calibrate(context, of_domain, pool, ids, build)
     return models
 
 
@@ -179,7 +185,6 @@ def _calibrate(
     context: RunContext, config: Config, pool: Pool, sample_ids: list[str], build: bool
 ) -> Model:
     base, storage = context.base, context.storage
-    sample_ids = _bounded(config, sample_ids)  # a warm-up subset is; a selection is not
     if build:
         return calibrate(config, pool, base, sample_ids, storage, context.progress)
     artifact, _ = model_artifact(config, base, sample_ids, storage)

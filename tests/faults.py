@@ -26,8 +26,6 @@ from instructdiff_ray.models.model import Model, find_model
 # The few samples on which a scorer tries out a model when it loads it count too. So a gate that is
 # to shut within a block, and not before it, lets this many more through.
 TRIED_OUT = 20
-# The same of the worker that trains, or of worker 0, which tries out how samples can be packed.
-TRIED_OUT_IN_TRAINING = 8
 
 
 def with_custom_code(model: Model, folder: Path, code: str, **settings: object) -> Model:

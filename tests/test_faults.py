@@ -22,7 +22,7 @@ from ray.cluster_utils import Cluster
 from instructdiff_ray.demo.pool import write_pool
 from instructdiff_ray.models.model import Model
 from instructdiff_ray.scoring.dataflow import ROWS_PER_BATCH
-from tests.faults import TRIED_OUT, TRIED_OUT_IN_TRAINING, Gate, mounted_disk, started
+from tests.faults import TRIED_OUT, Gate, mounted_disk, started
 from tests.test_jobs import composed
 from tests.test_pipeline import run_method
 
@@ -248,7 +248,7 @@ def test_a_node_that_is_lost_while_training_and_while_scoring_costs_no_sample(
 
     log = tmp_path / "log"
     # In the third step, when the checkpoint of the first is finished.
-    gate.shut(after=2 * BATCH + TRIED_OUT_IN_TRAINING)
+    gate.shut(after=2 * BATCH)
     try:
         with started(
             [*command(settings, tmp_path), f"cluster.address={cluster.address}"], log

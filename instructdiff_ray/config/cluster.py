@@ -51,7 +51,8 @@ class ScoreResources:
     """Ray Data scoring actors: as many as the cluster holds between the two bounds.
 
     gpus_per_actor: a fraction lets actors share a GPU, several split each model's layers over
-        them; 0 scores on CPU. None: as few as hold one model, and `max_actors` bounds their number.
+        them; 0 scores on CPU. None: as few as hold one model, and `max_actors` bounds the GPUs of
+        all actors.
     models_per_actor: copies of weights that an actor holds: with 1, base and calibrated model are
         scored one after the other; None: two, where they fit.
     tokens_per_batch: of one forward pass at most; None: as many as the device's memory holds and

@@ -80,6 +80,19 @@ def head_device(model: PreTrainedModel) -> torch.device:
     return model.device if output is None else output.weight.device
 
 
+def without_outer_hook(model: PreTrainedModel) -> None:
+    """Takes accelerate's hook off a model whose layers are on several devices, and leaves those of
+    its parts.
+
+    It would bring what the model gives back to the first device; and a copy of the model, as the
+    output head is called by, would call the original.
+    """
+    from accelerate.hooks import remove_hook_from_module
+
+    remove_hook_from_module(model)
+    vars(model).pop("forward", None)  # the class's own, which the hook had put there
+
+
 def nearly_equal(found: Tensor, expected: Tensor, tolerance: float) -> bool:
     """Whether every row differs by no more than this share of its norm. Both: [rows, width]."""
     if found.shape != expected.shape:

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from instructdiff_ray.engine.metrics import TILE_BYTES
 from instructdiff_ray.engine.packing import PACKED
-from instructdiff_ray.models.model import DTYPES
+from instructdiff_ray.models.model import DTYPES, with_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -87,16 +87,6 @@ def dtype_of(precision: str) -> torch.dtype:
     return dtype
 
 
-def with_layers(config: PreTrainedConfig, count: int) -> PreTrainedConfig:
-    """The configuration with so many layers."""
-    changed = copy.deepcopy(config)
-    text = changed.get_text_config()
-    text.num_hidden_layers = count
-    if types := getattr(text, "layer_types", None):
-        text.layer_types = (types * count)[:count]
-    return changed
-
-
 def parameters(config: PreTrainedConfig) -> int:
     """How many a model of this configuration has."""
     from transformers import AutoModelForCausalLM
@@ -113,8 +103,20 @@ def model_without_numbers(
 
     mode = FakeTensorMode()
     with mode:
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
+        model = AutoModelForCausalLM.from_config(_without_window(config), dtype=dtype)
     return mode, model
+
+
+def _without_window(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A configuration whose layers all attend to all that is before: a window is a number to the
+    attention of a GPU, and to that of these tensors a mask."""
+    changed = copy.deepcopy(config)
+    text = changed.get_text_config()
+    if getattr(text, "sliding_window", None):
+        text.sliding_window = None
+    if types := getattr(text, "layer_types", None):
+        text.layer_types = ["full_attention" if t == "sliding_attention" else t for t in types]
+    return changed
 
 
 class PeakMemory(TorchDispatchMode):

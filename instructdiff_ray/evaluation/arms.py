@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.config.training import FULL
 from instructdiff_ray.context import RunContext
-from instructdiff_ray.pipeline import draw_warmup, rank_pool, run_rounds
+from instructdiff_ray.pipeline import draw_warmup, rank_pool, run_rounds, selected_samples
 from instructdiff_ray.pool.partition import among, id_array
 from instructdiff_ray.pool.pool import Pool
 from instructdiff_ray.scoring.plan import length_column
@@ -107,7 +107,7 @@ def _select(context: RunContext, pool: Pool) -> tuple[Ranking, SelectingCost]:
             of_round = any(spec.model is model for model in result.calibrated)
             if result.number == 1 or of_round:  # others are there by then
                 read[spec.name] += lengths[length_column(spec.encoding)]
-        samples = [selected_ids(result.ranking)] * len(samples)
+        samples = selected_samples(context, pool, result.ranking)
     return result.ranking, SelectingCost(trained, dict(read), time.monotonic() - began)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import shutil
@@ -98,6 +99,16 @@ class Model:
         model.tie_weights()  # each was replaced by itself
         return model
 
+    def with_random_weights(self, layers: int) -> PreTrainedModel:
+        """A model like it in fp32, of so many layers and with random weights."""
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM.from_config(
+            with_layers(self.load_config(), layers),
+            dtype=DTYPES["fp32"],
+            trust_remote_code=self.trust_remote_code,
+        )
+
     def load_config(self) -> PreTrainedConfig:
         """What a model of it is built from."""
         from transformers import AutoConfig
@@ -150,8 +161,11 @@ class Model:
             dtype=DTYPES[precision],
             device_map="balanced" if spread else None,
         )
-        if spread:
-            without_outer_hook(model)
+        if spread and {"cpu", "disk"} & {*model.hf_device_map.values()}:
+            raise UserError(
+                f"{self.path} does not fit the GPUs of a scorer; raise"
+                " cluster.score.gpus_per_actor, or leave it out"
+            )
         for adapted in (self, *beside):
             if adapted.adapter:
                 model.load_adapter(local_copy(adapted.adapter), adapted.adapter_name)
@@ -160,17 +174,14 @@ class Model:
         return model if device is None or spread else model.to(device)
 
 
-def without_outer_hook(model: PreTrainedModel) -> None:
-    """Takes accelerate's hook off a model whose layers are on several devices, and leaves those of
-    its parts.
-
-    It would bring what the model gives back to the first device; and a copy of the model, as the
-    output head is called by, would call the original.
-    """
-    from accelerate.hooks import remove_hook_from_module
-
-    remove_hook_from_module(model)
-    vars(model).pop("forward", None)  # the class's own, which the hook had put there
+def with_layers(config: PreTrainedConfig, count: int) -> PreTrainedConfig:
+    """The configuration with so many layers."""
+    changed = copy.deepcopy(config)
+    text = changed.get_text_config()
+    text.num_hidden_layers = count
+    if types := getattr(text, "layer_types", None):
+        text.layer_types = (types * count)[:count]
+    return changed
 
 
 # One model for all samples, or one for each domain, by its name.

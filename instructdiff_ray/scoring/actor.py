@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from instructdiff_ray.engine.batch import Batch, token_batches
 from instructdiff_ray.engine.device import device_failed
+from instructdiff_ray.engine.lm_head import without_outer_hook
 from instructdiff_ray.engine.memory import USABLE
 from instructdiff_ray.engine.metrics import NO_ADAPTER, SampleScorer
 from instructdiff_ray.engine.throughput import Throughput, keep_freed_memory, matmul_rate
@@ -208,6 +209,8 @@ def load_scorers(
     for path, models in sharing.items():
         first, *beside = models.values()
         loaded[path] = first.load(precision, device, beside, spread)
+        if spread:
+            without_outer_hook(loaded[path])
 
     def make(target: ScoreTarget) -> SampleScorer:
         model, rating_tokens = target.model, target.encoding.rating_tokens()

@@ -33,7 +33,7 @@ def score_blocks(
     """Scores what the pass is to score, by actors of so many GPUs; yields a receipt for each
     block."""
     resources, targets, prefixes = config.cluster.score, scoring_pass.targets, scoring_pass.prefixes
-    # A bound of actors, or of the GPUs of a number of them that nobody foresaw.
+    # Of GPUs, where the user did not say how many an actor has.
     share = gpus if resources.gpus_per_actor is None else 1
     most_actors = max(resources.min_actors, int(resources.max_actors / share))
     tokenize = Tokenize(list(by_encoding(targets)), None if prefixes is None else ray.put(prefixes))

@@ -82,7 +82,8 @@ def choose(
     candidates = [*((count, numbers[0]) for count in counts), *((least, n) for n in numbers[1:])]
     for models, gpus in candidates:
         if _fits(needed, device, models, gpus):
-            return Placement(models, gpus, _note(models, gpus, wanted, needed, device))
+            least_wanted = resources.models_per_actor or wanted
+            return Placement(models, gpus, _note(models, gpus, least_wanted, needed, device))
     raise UserError(_refusal(least, numbers[-1], given is not None, needed, device))
 
 
@@ -132,6 +133,8 @@ def _refusal(models: int, gpus: float, given: bool, needed: ScoringMemory, devic
         advice = f"set cluster.score.gpus_per_actor={fitting}"
     elif fitting:
         advice = f"take machines with {fitting} such GPUs"
+    elif models > 1:
+        advice = "set cluster.score.models_per_actor=1"
     else:
         advice = "take larger GPUs, or cluster.precision=bf16 where it is fp32"
     return (

@@ -6,6 +6,7 @@ the result is an artifact. The mean over a sample's tokens is its score.
 
 from __future__ import annotations
 
+import gc
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -140,7 +141,9 @@ def read_tokens(groups: Sequence[Group], precision: str, gpus: float) -> pa.Tabl
                 batch = Batch.of([encoded.input_ids], [encoded.response], device)
                 nll, entropy = scorers[target.name].score_tokens(batch).cpu().numpy()
                 row |= {f"{target.name}_nll": nll, f"{target.name}_entropy": entropy}
+            # Models over several GPUs are in circles, which only the collector finds.
             del scorers
+            gc.collect()
         rows += [row for row, _ in of_group]
     return pa.Table.from_pylist(rows)
 

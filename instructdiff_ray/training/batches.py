@@ -8,7 +8,6 @@ is tried on a few tokens before it is used.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -105,27 +104,29 @@ def _nll(logits: Tensor, targets: Tensor) -> Tensor:
 
 def choose_collator(model: PreTrainedModel, autocast: torch.dtype | None) -> Collator:
     """The first of the ways to lay out a batch, least memory first, that gives this model's logits
-    and loss on a few samples; the model is made ready for it.
+    and loss on a few samples, and a gradient; the model is made ready for it.
 
-    autocast: type of the matrix products; None: the model's own.
+    model: in training mode, on the device of the training; autocast: type of the matrix products,
+    None: the model's own.
     """
-    training = model.training
+    if getattr(model, "accepts_loss_kwargs", True) is False:  # Trainer tells it no number of items
+        return collate_padded
     attention = model.config.get_text_config()._attn_implementation
     products = torch.autocast(model.device.type, autocast) if autocast else nullcontext()
-    with torch.no_grad(), products:
+    with products:
         for collator in (collate_packed, collate_responses):
             if collator is collate_packed and not _attends_packed(model):
                 continue
-            # Attention that drops some of its weights can't be packed, which shows in training;
-            # the rest is the same with and without.
-            model.train(training and collator is collate_packed)
+            # A model that drops something while it is trained may do so in its attention, which
+            # can't be packed: it gives other logits every time, and so is padded.
+            model.train(collator is collate_packed)
             try:
                 same = _same_loss(model, collator, TOLERANCE[autocast or model.dtype])
             except UNLIKE as error:
                 if not model_unlike(error):
                     raise
                 same = False
-            model.train(training)
+            model.train()
             if same:
                 return collator
             _reset(model, attention)
@@ -146,19 +147,6 @@ def _reset(model: PreTrainedModel, attention: str) -> None:
         del model._loss_function
 
 
-def may_pack(model: PreTrainedModel) -> bool:
-    """Whether a model of this class takes packed samples, as far as that can be known without
-    numbers: nothing here is tried."""
-    drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
-    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
-    return keeps_logits(model) and _attends_packed(model) and not (drops or capped)
-
-
-def keeps_logits(model: PreTrainedModel) -> bool:
-    """Whether the model can be told at which positions logits are wanted."""
-    return "logits_to_keep" in inspect.signature(model.forward).parameters
-
-
 def _attends_packed(model: PreTrainedModel) -> bool:
     config = model.config.get_text_config()
     return set(getattr(config, "layer_types", None) or ()) <= LAYER_TYPES
@@ -171,13 +159,17 @@ def _same_loss(model: PreTrainedModel, collator: Collator, tolerance: float) -> 
     padded = _on_device(collate_responses(items), model.device)
     keep, labels = padded.pop("logits_to_keep"), padded.pop("labels")
     targets = labels[labels != IGNORED]
-    expected = model(**padded, use_cache=False).logits[keep].float()
-    loss = summed_nll(expected, targets) / len(targets)
+    with torch.no_grad():
+        expected = model(**padded, use_cache=False).logits[keep].float()
+        loss = summed_nll(expected, targets) / len(targets)
     use(model, collator)
     batch = _on_device(collator(items), model.device)
     found = model(**batch, num_items_in_batch=len(targets), use_cache=False)
-    return nearly_equal(found.logits.flatten(0, -2), expected, tolerance) and nearly_equal(
-        found.loss.view(1, 1), loss.view(1, 1), tolerance
+    found.loss.backward()
+    model.zero_grad()
+    logits = found.logits.detach().flatten(0, -2)
+    return nearly_equal(logits, expected, tolerance) and nearly_equal(
+        found.loss.detach().view(1, 1), loss.view(1, 1), tolerance
     )
 
 

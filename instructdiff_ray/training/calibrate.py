@@ -97,10 +97,10 @@ def calibrate(
                     target=writer.folder.sub("model"),
                     checkpoints=checkpoints,
                 )
-                weights = fit(task, steps)
+                trained = fit(task, steps)
                 scratch.delete()
                 adapter = config.calibrate.lora_rank is not None
-                info = {"samples": len(sample_ids), "weights": weights, "adapter": adapter}
+                info = {"samples": len(sample_ids), "adapter": adapter, **trained}
                 finished = writer.finish(inputs, info)
         checkpoints.home.delete()  # also those of a run that died when it had just finished
     return calibrated_model(base, finished)

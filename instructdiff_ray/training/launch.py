@@ -15,15 +15,16 @@ from ray.train.torch import TorchTrainer
 
 from instructdiff_ray.errors import user_error_in
 from instructdiff_ray.progress import Stage
-from instructdiff_ray.training.task import DIGEST, TrainTask
+from instructdiff_ray.training.task import TRAINED, TrainTask
 
 # Times that a worker may die or fail before the training is given up; machines that are taken back
 # are not counted.
 MAX_FAILURES = 3
 
 
-def fit(task: TrainTask, stage: Stage) -> str:
-    """Train, leave the model in `task.target` and give its identity.
+def fit(task: TrainTask, stage: Stage) -> dict[str, str]:
+    """Train, leave the model in `task.target` and give the identity of its `weights`, and how its
+    `batches` were laid out.
 
     The stage counts optimizer steps. A worker that dies is started again, with all others, from the
     last checkpoint.
@@ -50,7 +51,8 @@ def fit(task: TrainTask, stage: Stage) -> str:
             if user_error := user_error_in(error):
                 raise user_error from error
             raise
-    return str(json.loads(task.scratch.read_bytes(DIGEST) or b""))
+    trained: dict[str, str] = json.loads(task.scratch.read_bytes(TRAINED) or b"")
+    return trained
 
 
 def train_worker(config: dict[str, Any]) -> None:

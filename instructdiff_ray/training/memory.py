@@ -22,11 +22,17 @@ from instructdiff_ray.engine.memory import (
     dtype_of,
     model_without_numbers,
     parameters,
-    with_layers,
 )
-from instructdiff_ray.engine.packing import PACKED
 from instructdiff_ray.errors import UserError
-from instructdiff_ray.training.batches import keeps_logits, may_pack, summed_nll
+from instructdiff_ray.models.model import with_layers
+from instructdiff_ray.training.adapter import with_adapter
+from instructdiff_ray.training.batches import (
+    Collator,
+    collate_packed,
+    collate_padded,
+    summed_nll,
+    use,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -64,13 +70,14 @@ class Pass:
     """A forward and backward pass on one device.
 
     samples, length: each of so many tokens; responses: of these, the tokens with a loss, of all
-    samples together, None: all; shards: workers that the model, its gradients and the optimizer are
-    sharded over; accumulates: whether a step has several passes.
+    samples together, None: all; collator: which lays them out; shards: workers that the model, its
+    gradients and the optimizer are sharded over; accumulates: whether a step has several passes.
     """
 
     samples: int
     length: int
     responses: int | None = None
+    collator: Collator = collate_packed
     shards: int = 1
     accumulates: bool = True
 
@@ -87,10 +94,7 @@ class MemoryModel:
         total, shards = self.parameters, one_pass.shards
         activations = self._measure(one_pass, hyper)
         if shards > 1:
-            # Two layers at a time are whole, in the precision of the pass, and what is no layer:
-            # a model of two layers.
-            width = 2 if self.precision == "bf16" else FP32
-            activations += width * parameters(with_layers(self.config, 2))
+            activations = self._with_whole_layers(activations, hyper)
         # Of an adapter they are next to nothing.
         trained = 0 if hyper.lora_rank else total
         return TrainingMemory(
@@ -101,22 +105,34 @@ class MemoryModel:
             one_pass.accumulates,
         )
 
+    def _with_whole_layers(self, activations: float, hyper: CalibrateConfig) -> float:
+        """What a sharded pass holds: two layers at a time are whole, in the precision of the pass,
+        and what is no layer. Gradients of a layer, and at last of what is none, are whole until
+        they are added up, in fp32."""
+        two = parameters(with_layers(self.config, 2))
+        layer = two - parameters(with_layers(self.config, 1))
+        width = dtype_of(self.precision).itemsize
+        gradient = 0 if hyper.lora_rank else width + FP32
+        whole = width * two
+        return whole + max(activations + gradient * layer, gradient * (two - 2 * layer))
+
     def _measure(self, one_pass: Pass, hyper: CalibrateConfig) -> float:
-        frozen, sharded = hyper.lora_rank is not None, one_pass.shards > 1
+        sharded = one_pass.shards > 1
         key = (
-            *(one_pass.samples, one_pass.length, one_pass.responses),
-            *(sharded, hyper.gradient_checkpointing, frozen),
+            *(one_pass.samples, one_pass.length, one_pass.responses, one_pass.collator),
+            *(sharded, hyper.gradient_checkpointing, hyper.lora_rank),
         )
         if key not in self.measured:
             # Shards are gathered in the precision of the pass; else it is cast to as it goes.
             dtype = dtype_of(self.precision) if sharded else torch.float32
             mode, model = model_without_numbers(self.config, dtype)
             model.train()
+            use(model, one_pass.collator)
             if hyper.gradient_checkpointing:
                 model.gradient_checkpointing_enable()
-            if frozen:
-                model.requires_grad_(False)
-                model.enable_input_require_grads()
+            if hyper.lora_rank:
+                with mode:
+                    model = with_adapter(model, hyper)
             cast = self.precision == "bf16" and not sharded
             self.measured[key] = activations(mode, model, one_pass, cast)
         return self.measured[key]
@@ -132,8 +148,8 @@ def require_memory(
     if needed <= room:
         return
     accumulates = one_pass.accumulates or one_pass.samples > 1
-    # Its response may be the longest.
-    responses = min(one_pass.responses or one_pass.length, one_pass.length)
+    total = one_pass.responses or one_pass.samples * one_pass.length
+    responses = math.ceil(total / one_pass.samples)
     fewer = replace(one_pass, samples=1, responses=responses, accumulates=accumulates)
     tokens = f"cluster.train.tokens_per_device={fewer.length}"
     saving = replace(hyper, gradient_checkpointing=True)
@@ -171,20 +187,21 @@ def activations(mode: FakeTensorMode, model: Any, one_pass: Pass, cast: bool) ->
             weight.register_post_accumulate_grad_hook(_drop_gradient)
     with mode, PeakMemory(besides=[*model.parameters(), *model.buffers()]) as memory:
         with torch.autocast("cpu", torch.bfloat16, cast):
-            loss = _loss(model, one_pass)
+            loss = _loss(model, one_pass, cast)
         loss.backward()
     return float(memory.peak)
 
 
-def _loss(model: Any, one_pass: Pass) -> torch.Tensor:
-    """What a pass gives, laid out as by the collator of batches.py that the model will take."""
+def _loss(model: Any, one_pass: Pass, cast: bool) -> torch.Tensor:
+    """What a pass gives, laid out as by its collator."""
     ids = torch.zeros(one_pass.samples, one_pass.length, dtype=torch.long)
-    if may_pack(model):  # attention over one long sample holds as much as over many short ones
-        model.set_attn_implementation(PACKED)
-        ids, mask = ids.view(1, -1), None
+    mask = None
+    if one_pass.collator is collate_packed:
+        # Attention over one long sample holds as much as over many short ones.
+        ids = ids.view(1, -1)
     else:
         mask = torch.ones_like(ids)
-    if not keeps_logits(model):
+    if one_pass.collator is collate_padded:
         loss: torch.Tensor = model(
             input_ids=ids, attention_mask=mask, labels=ids, use_cache=False
         ).loss
@@ -194,8 +211,8 @@ def _loss(model: Any, one_pass: Pass) -> torch.Tensor:
         input_ids=ids, attention_mask=mask, logits_to_keep=kept, use_cache=False
     ).logits.flatten(0, 1)
     loss = summed_nll(logits, ids[:, : len(kept)].flatten())
-    # Accelerate gives back what the model gave in fp32, and with it the logits.
-    _ = logits.float()
+    if cast:  # Accelerate gives back what the model gave in fp32, and with it the logits.
+        _ = logits.float()
     return loss
 
 

@@ -32,10 +32,10 @@ from instructdiff_ray.engine.device import UNLIKE, model_unlike
 from instructdiff_ray.engine.throughput import keep_freed_memory
 from instructdiff_ray.models.model import folder_identity
 from instructdiff_ray.storage.local_copy import temporary_copy
+from instructdiff_ray.training.adapter import with_adapter
 from instructdiff_ray.training.batches import (
     Collator,
     choose_collator,
-    collate_padded,
     use,
 )
 from instructdiff_ray.training.checkpoints import (
@@ -46,7 +46,7 @@ from instructdiff_ray.training.checkpoints import (
     naming_the_checkpoint,
 )
 from instructdiff_ray.training.memory import FP32, Pass, require_memory
-from instructdiff_ray.training.task import DIGEST, EXAMPLES, TrainTask
+from instructdiff_ray.training.task import EXAMPLES, TRAINED, TrainTask
 from instructdiff_ray.training.training_set import Examples
 
 # What activations and the allocator need besides.
@@ -69,10 +69,12 @@ def train(task: TrainTask, mailbox: Any) -> None:
         checkpoint = stack.enter_context(last_checkpoint(task.checkpoints))
         examples = Examples(samples, task.examples)
         arguments = _arguments(task, examples.longest, len(examples), world, scratch)
-        _check_memory(task, arguments, examples, world)
+        collator = collator_of_all(task, arguments)
+        _check_memory(task, arguments, examples, world, collator)
         if arguments.fsdp:
             _shard(arguments)
         model = base_model(task, sharded=bool(arguments.fsdp)).train()
+        use(model, collator)
         if task.calibrate.lora_rank:
             model = with_adapter(model, task.calibrate)
         train_dataset: Any = examples
@@ -80,11 +82,12 @@ def train(task: TrainTask, mailbox: Any) -> None:
             model=model,
             args=arguments,
             train_dataset=train_dataset,
-            data_collator=collate_padded,
+            data_collator=collator,
             callbacks=[ReportSteps(mailbox), keeper],
         )
+        if trainer.accelerator.ddp_handler:  # else gradients are held twice
+            trainer.accelerator.ddp_handler.gradient_as_bucket_view = True
         if trainer.model_accepts_loss_kwargs:  # the loss is a mean over the tokens of a whole step
-            trainer.data_collator = collator_of_all(model, arguments)
             examples.fill_up(task.calibrate.global_batch_size)
         with naming_the_checkpoint(checkpoint, keeper):
             trainer.train(resume_from_checkpoint=checkpoint)
@@ -98,7 +101,8 @@ def train(task: TrainTask, mailbox: Any) -> None:
             if task.calibrate.lora_rank:
                 model.config.save_pretrained(folder)  # a whole model's is there
             os.remove(os.path.join(folder, "training_args.bin"))  # a pickle that nothing reads
-            task.scratch.write_json(DIGEST, folder_identity(folder))
+            weights = folder_identity(folder)
+            task.scratch.write_json(TRAINED, {"weights": weights, "batches": collator.__name__})
             task.target.upload(folder)
 
 
@@ -117,29 +121,16 @@ def base_model(task: TrainTask, sharded: bool) -> PreTrainedModel:
     return model
 
 
-def collator_of_all(model: Any, arguments: TrainingArguments) -> Collator:
-    """How all workers lay out their batches: as suits the model of worker 0, which alone has
-    weights where they are sharded. The model is made ready for it."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    autocast = torch.bfloat16 if arguments.bf16 else None
-    collator: Collator = first_rank_says(choose_collator(base, autocast) if first_rank() else None)
-    use(base, collator)
-    return collator
-
-
-def with_adapter(model: PreTrainedModel, hyper: CalibrateConfig) -> PreTrainedModel:
-    """The model with all of its parameters frozen, and a LoRA adapter to train."""
-    from peft import LoraConfig, get_peft_model
-
-    rank = hyper.lora_rank or 0
-    # α = 2r, as is usual: the size of a step then hardly depends on the rank.
-    config = LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
-    if hyper.gradient_checkpointing:  # its layers would have nothing to differentiate
-        model.enable_input_require_grads()
-    wrapped: Any = get_peft_model(model, config)
-    return wrapped
+def collator_of_all(task: TrainTask, arguments: TrainingArguments) -> Collator:
+    """How all workers lay out their batches: as suits a model of two layers like this one with
+    random weights, which worker 0 tries on its device before any weights are loaded."""
+    collator = None
+    if first_rank():
+        with torch.random.fork_rng():
+            trial = task.model.with_random_weights(layers=2).to(arguments.device).train()
+            collator = choose_collator(trial, torch.bfloat16 if arguments.bf16 else None)
+    chosen: Collator = first_rank_says(collator)
+    return chosen
 
 
 def micro_batch_size(per_worker: int, longest: int, tokens_per_device: int) -> int:
@@ -244,7 +235,11 @@ def device_memory() -> int:
 
 
 def _check_memory(
-    task: TrainTask, arguments: TrainingArguments, examples: Examples, world: int
+    task: TrainTask,
+    arguments: TrainingArguments,
+    examples: Examples,
+    world: int,
+    collator: Collator,
 ) -> None:
     """Raises UserError where the device will not hold the training. Of a model that can't be run
     without numbers nothing is known, and it is tried."""
@@ -260,6 +255,7 @@ def _check_memory(
                 samples,
                 examples.longest,
                 samples * examples.longest_response,
+                collator,
                 shards=world if arguments.fsdp else 1,
                 accumulates=arguments.gradient_accumulation_steps > 1,
             ),

@@ -16,8 +16,8 @@ from transformers.masking_utils import AttentionMaskInterface
 from instructdiff_ray.engine import batch as batch_module
 from instructdiff_ray.engine import lm_head, metrics, packing
 from instructdiff_ray.engine.batch import Batch
+from instructdiff_ray.engine.lm_head import without_outer_hook
 from instructdiff_ray.engine.metrics import SampleScorer
-from instructdiff_ray.models.model import without_outer_hook
 
 TINY: dict[str, Any] = {
     "vocab_size": 97,

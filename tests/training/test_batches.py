@@ -28,6 +28,7 @@ from transformers import (
 
 from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.training import batches
+from instructdiff_ray.training.adapter import with_adapter
 from instructdiff_ray.training.batches import (
     Collator,
     Item,
@@ -35,11 +36,9 @@ from instructdiff_ray.training.batches import (
     collate_packed,
     collate_padded,
     collate_responses,
-    may_pack,
     summed_nll,
 )
 from instructdiff_ray.training.training_set import IGNORED
-from instructdiff_ray.training.worker import with_adapter
 
 WORDS = 97
 TINY: dict[str, Any] = {
@@ -136,7 +135,6 @@ def test_the_loss_and_its_gradients_are_those_of_padded_samples(
     plain = gradients(model.eval(), collate_padded(items), tokens)
     collator = choose_collator(model.train(), None)
     assert collator is expected_collator and model.training
-    assert may_pack(make()) == (collator is collate_packed)
     assert_same(gradients(model.eval(), collator(items), tokens), plain)
     assert "packed" not in model.config.to_json_string()
 

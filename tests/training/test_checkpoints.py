@@ -23,7 +23,7 @@ from instructdiff_ray.models.model import Model
 from instructdiff_ray.storage.artifacts import MANIFEST, Storage
 from instructdiff_ray.storage.filesystem import Folder
 from instructdiff_ray.training.task import TrainTask
-from tests.faults import TRIED_OUT_IN_TRAINING, Gate, mounted_disk, started
+from tests.faults import Gate, mounted_disk, started
 from tests.training.test_worker import distance, one_worker, task, trained
 
 __all__ = ["one_worker", "task"]  # fixtures
@@ -134,7 +134,7 @@ def test_two_sharded_workers_go_on_from_an_object_store_after_one_download(
     with started(command("calibrate", f"{bucket}/undisturbed"), log) as process:
         assert process.wait() == 0, log.read_text()
     # In the third of four steps, when the checkpoint of the first is finished.
-    gate.shut(after=2 * BATCH // 2 + TRIED_OUT_IN_TRAINING)
+    gate.shut(after=2 * BATCH // 2)
     with started(command("calibrate", f"{bucket}/killed"), log) as process:
 
         def arrival() -> psutil.Process:
@@ -146,7 +146,7 @@ def test_two_sharded_workers_go_on_from_an_object_store_after_one_download(
         assert len(workers) == 2
         reads.clear()
         # What is left behind the first step, and no more.
-        gate.shut(after=3 * BATCH // 2 + TRIED_OUT_IN_TRAINING)
+        gate.shut(after=3 * BATCH // 2)
         psutil.Process(min(workers)).kill()
         ended = gate.arrival(lambda: process.poll() is not None)
         assert ended is None, "a training began anew"

@@ -27,7 +27,7 @@ from instructdiff_ray.scoring.blocks import encoded_columns
 from instructdiff_ray.scoring.crash_guard import start_crash_guard
 from instructdiff_ray.scoring.plan import ScoreTarget
 from instructdiff_ray.storage.filesystem import Folder
-from instructdiff_ray.training.worker import with_adapter
+from instructdiff_ray.training.adapter import with_adapter
 from tests.engine.test_metrics import plain_score
 from tests.test_pipeline import run_method
 

@@ -9,10 +9,12 @@ from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedConfig, Q
 from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.engine.memory import GIB, PeakMemory
 from instructdiff_ray.errors import UserError
+from instructdiff_ray.training.adapter import with_adapter
 from instructdiff_ray.training.batches import (
     choose_collator,
     collate_packed,
     collate_responses,
+    use,
 )
 from instructdiff_ray.training.memory import MemoryModel, Pass, require_memory
 from instructdiff_ray.training.training_set import IGNORED
@@ -50,11 +52,11 @@ def test_a_real_pass_holds_what_one_without_numbers_foretells(
     if model_type == "gemma2":  # is padded
         config = Gemma2Config(**{name: getattr(config, name) for name in SHAPE}, head_dim=16)
     hyper = CalibrateConfig(gradient_checkpointing=checkpointing)
-    one_pass = Pass(3, 300, 3 * (300 - prompt))
+    collator = collate_responses if model_type == "gemma2" else collate_packed
+    one_pass = Pass(3, 300, 3 * (300 - prompt), collator)
     foretold = MemoryModel(config, "fp32").training(hyper, one_pass).activations
     model = AutoModelForCausalLM.from_config(config).train()
-    collator = choose_collator(model, None)
-    assert collator is (collate_responses if model_type == "gemma2" else collate_packed)
+    assert choose_collator(model, None) is collator
     if checkpointing:
         model.gradient_checkpointing_enable()
     for weight in model.parameters():
@@ -63,6 +65,24 @@ def test_a_real_pass_holds_what_one_without_numbers_foretells(
     batch = collator([{"input_ids": ids, "labels": [IGNORED] * prompt + ids[prompt:]}] * 3)
     with PeakMemory(besides=[*model.parameters(), *model.buffers()]) as memory:
         model(**batch, num_items_in_batch=10, use_cache=False).loss.backward()
+    assert memory.peak == pytest.approx(foretold, rel=0.05)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_an_adapter_s_pass_holds_what_one_without_numbers_foretells(
+    config: PreTrainedConfig, checkpointing: bool
+) -> None:
+    hyper = CalibrateConfig(gradient_checkpointing=checkpointing, lora_rank=4)
+    foretold = MemoryModel(config, "fp32").training(hyper, Pass(3, 300)).activations
+    model = AutoModelForCausalLM.from_config(config).train()
+    use(model, collate_packed)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    adapted = with_adapter(model, hyper)
+    ids = torch.randint(0, 1000, (300,)).tolist()
+    batch = collate_packed([{"input_ids": ids, "labels": [IGNORED] + ids[1:]}] * 3)
+    with PeakMemory(besides=[*adapted.parameters(), *adapted.buffers()]) as memory:
+        adapted(**batch, num_items_in_batch=10, use_cache=False).loss.backward()
     assert memory.peak == pytest.approx(foretold, rel=0.05)
 
 
