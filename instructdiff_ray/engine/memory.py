@@ -72,8 +72,9 @@ class ScoringMemory:
 def body_bytes(config: PreTrainedConfig, precision: str, tokens: int) -> float:
     """Bytes that the body of a model holds at its peak, besides weights, in a pass of so many
     tokens. It is the same for any number of layers above one."""
-    mode, model = model_without_numbers(config, dtype_of(precision))
+    model = model_without_numbers(config, dtype_of(precision))
     model.set_attn_implementation(PACKED)
+    mode = made_to_run(model)
     besides = [*model.parameters(), *model.buffers()]
     with mode, torch.no_grad(), PeakMemory(besides) as memory:
         ids = torch.zeros(1, tokens, dtype=torch.long)
@@ -95,27 +96,38 @@ def parameters(config: PreTrainedConfig) -> int:
         return int(AutoModelForCausalLM.from_config(config).num_parameters())
 
 
-def model_without_numbers(
-    config: PreTrainedConfig, dtype: torch.dtype
-) -> tuple[FakeTensorMode, Any]:
-    """A model of fake tensors, and the mode that they are of."""
+def model_without_numbers(config: PreTrainedConfig, dtype: torch.dtype) -> Any:
+    """A model of tensors that have shapes and types only; it can be changed, and not run."""
     from transformers import AutoModelForCausalLM
 
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(_without_window(config), dtype=dtype)
+
+
+def made_to_run(model: Any) -> FakeTensorMode:
+    """Makes a model without numbers one that runs in this mode, as if it were on a processor."""
     mode = FakeTensorMode()
+    shared: dict[int, torch.nn.Parameter] = {}  # tied weights stay tied
     with mode:
-        model = AutoModelForCausalLM.from_config(_without_window(config), dtype=dtype)
-    return mode, model
+        for module in model.modules():
+            for name, weight in module._parameters.items():
+                if weight is not None:
+                    empty = torch.empty(weight.shape, dtype=weight.dtype)
+                    parameter = torch.nn.Parameter(empty, weight.requires_grad)
+                    module._parameters[name] = shared.setdefault(id(weight), parameter)
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+    return mode
 
 
 def _without_window(config: PreTrainedConfig) -> PreTrainedConfig:
-    """A configuration whose layers all attend to all that is before: a window is a number to the
-    attention of a GPU, and to that of these tensors a mask."""
+    """A configuration whose windows end nowhere: a window is a number to the attention of a GPU,
+    and to that of these tensors a mask."""
     changed = copy.deepcopy(config)
     text = changed.get_text_config()
     if getattr(text, "sliding_window", None):
-        text.sliding_window = None
-    if types := getattr(text, "layer_types", None):
-        text.layer_types = ["full_attention" if t == "sliding_attention" else t for t in types]
+        text.sliding_window = 1 << 30
     return changed
 
 

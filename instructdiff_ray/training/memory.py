@@ -20,6 +20,7 @@ from instructdiff_ray.engine.memory import (
     USABLE,
     PeakMemory,
     dtype_of,
+    made_to_run,
     model_without_numbers,
     parameters,
 )
@@ -125,16 +126,14 @@ class MemoryModel:
         if key not in self.measured:
             # Shards are gathered in the precision of the pass; else it is cast to as it goes.
             dtype = dtype_of(self.precision) if sharded else torch.float32
-            mode, model = model_without_numbers(self.config, dtype)
-            model.train()
+            model = model_without_numbers(self.config, dtype).train()
             use(model, one_pass.collator)
             if hyper.gradient_checkpointing:
                 model.gradient_checkpointing_enable()
             if hyper.lora_rank:
-                with mode:
-                    model = with_adapter(model, hyper)
+                model = with_adapter(model, hyper)
             cast = self.precision == "bf16" and not sharded
-            self.measured[key] = activations(mode, model, one_pass, cast)
+            self.measured[key] = activations(made_to_run(model), model, one_pass, cast)
         return self.measured[key]
 
 

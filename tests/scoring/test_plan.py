@@ -81,7 +81,7 @@ def test_encodings_whose_models_another_ones_scorers_hold_go_along(
     # Where a scorer holds one, each has its own pass, and its other encodings go along.
     elsewhere = replace(calibrated, path="/elsewhere")
     specs = [alone, base, ScoreSpec("calibrated", elsewhere, whole)]
-    assert names_of(pool, specs, most_models=1) == [[["base"], ["alone"]], [["calibrated"]]]
+    assert names_of(pool, specs, most_models=1) == [[["alone"], ["base"]], [["calibrated"]]]
     by_domain = ScoreSpec("calibrated", {"general": calibrated, "other": large}, whole)
     # No sample is of the other domain.
     assert names_of(pool, [base, by_domain]) == [[["base", "calibrated"]]]
