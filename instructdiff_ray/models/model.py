@@ -161,7 +161,8 @@ class Model:
             dtype=DTYPES[precision],
             device_map="balanced" if spread else None,
         )
-        if spread and {"cpu", "disk"} & {*model.hf_device_map.values()}:
+        devices: dict[str, object] = getattr(model, "hf_device_map", {})
+        if spread and {"cpu", "disk"} & {*devices.values()}:
             raise UserError(
                 f"{self.path} does not fit the GPUs of a scorer; raise"
                 " cluster.score.gpus_per_actor, or leave it out"

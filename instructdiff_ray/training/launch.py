@@ -13,7 +13,7 @@ from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
-from instructdiff_ray.errors import user_error_in
+from instructdiff_ray.errors import UserError, user_error_in
 from instructdiff_ray.progress import Stage
 from instructdiff_ray.training.task import TRAINED, TrainTask
 
@@ -24,7 +24,7 @@ MAX_FAILURES = 3
 
 def fit(task: TrainTask, stage: Stage) -> dict[str, str]:
     """Train, leave the model in `task.target` and give the identity of its `weights`, and how its
-    `batches` were laid out.
+    `batches` were laid out. Raises UserError where the device will not hold the training.
 
     The stage counts optimizer steps. A worker that dies is started again, with all others, from the
     last checkpoint.
@@ -52,6 +52,8 @@ def fit(task: TrainTask, stage: Stage) -> dict[str, str]:
                 raise user_error from error
             raise
     trained: dict[str, str] = json.loads(task.scratch.read_bytes(TRAINED) or b"")
+    if "refused" in trained:
+        raise UserError(trained["refused"])
     return trained
 
 

@@ -24,7 +24,6 @@ from instructdiff_ray.engine.memory import (
     model_without_numbers,
     parameters,
 )
-from instructdiff_ray.errors import UserError
 from instructdiff_ray.models.model import with_layers
 from instructdiff_ray.training.adapter import with_adapter
 from instructdiff_ray.training.batches import (
@@ -137,15 +136,15 @@ class MemoryModel:
         return self.measured[key]
 
 
-def require_memory(
+def lacking_memory(
     config: PreTrainedConfig, hyper: CalibrateConfig, precision: str, one_pass: Pass, device: float
-) -> None:
-    """Raises UserError where a device of so many bytes will not hold the training; its line says
-    what would fit, what changes least first."""
+) -> str | None:
+    """The line that says so where a device of so many bytes will not hold the training, and what
+    would fit, what changes least first."""
     model, room = MemoryModel(config, precision), USABLE * device
     needed = model.training(hyper, one_pass).peak
     if needed <= room:
-        return
+        return None
     accumulates = one_pass.accumulates or one_pass.samples > 1
     total = one_pass.responses or one_pass.samples * one_pass.length
     responses = math.ceil(total / one_pass.samples)
@@ -172,7 +171,7 @@ def require_memory(
     fitting = [
         overrides for overrides, changed in options.items() if model.training(*changed).peak <= room
     ]
-    raise UserError(
+    return (
         f"this training needs about {needed / GIB:.0f} GiB and the device has"
         f" {device / GIB:.0f}; what would fit: {'; or '.join(fitting[:3]) or 'a larger device'}"
     )

@@ -45,7 +45,7 @@ from instructdiff_ray.training.checkpoints import (
     last_checkpoint,
     naming_the_checkpoint,
 )
-from instructdiff_ray.training.memory import FP32, Pass, require_memory
+from instructdiff_ray.training.memory import FP32, Pass, lacking_memory
 from instructdiff_ray.training.task import EXAMPLES, TRAINED, TrainTask
 from instructdiff_ray.training.training_set import Examples
 
@@ -70,7 +70,11 @@ def train(task: TrainTask, mailbox: Any) -> None:
         examples = Examples(samples, task.examples)
         arguments = _arguments(task, examples.longest, len(examples), world, scratch)
         collator = collator_of_all(task, arguments)
-        _check_memory(task, arguments, examples, world, collator)
+        refusal = first_rank_says(_refusal(task, arguments, examples, world, collator))
+        if refusal:
+            # Not raised: Ray Train would start the workers again, as often as any that fail.
+            task.scratch.write_json(TRAINED, {"refused": refusal})
+            return
         if arguments.fsdp:
             _shard(arguments)
         model = base_model(task, sharded=bool(arguments.fsdp)).train()
@@ -127,7 +131,8 @@ def collator_of_all(task: TrainTask, arguments: TrainingArguments) -> Collator:
     collator = None
     if first_rank():
         with torch.random.fork_rng():
-            trial = task.model.with_random_weights(layers=2).to(arguments.device).train()
+            trial: Any = task.model.with_random_weights(layers=2)
+            trial = trial.to(arguments.device).train()
             collator = choose_collator(trial, torch.bfloat16 if arguments.bf16 else None)
     chosen: Collator = first_rank_says(collator)
     return chosen
@@ -234,20 +239,20 @@ def device_memory() -> int:
     return int(torch.cuda.get_device_properties(0).total_memory)
 
 
-def _check_memory(
+def _refusal(
     task: TrainTask,
     arguments: TrainingArguments,
     examples: Examples,
     world: int,
     collator: Collator,
-) -> None:
-    """Raises UserError where the device will not hold the training. Of a model that can't be run
-    without numbers nothing is known, and it is tried."""
+) -> str | None:
+    """The line that says so where the device will not hold the training. Of a model that can't be
+    run without numbers nothing is known, and it is tried."""
     if not task.resources.gpus_per_worker or task.model.trust_remote_code:
-        return
+        return None
     samples = arguments.per_device_train_batch_size
     try:
-        require_memory(
+        return lacking_memory(
             task.model.load_config(),
             task.calibrate,
             task.precision,
@@ -265,6 +270,7 @@ def _check_memory(
         if not model_unlike(error):
             raise
         print(f"the memory of this training is not foretold: {error}", file=sys.stderr, flush=True)
+        return None
 
 
 class ReportSteps(TrainerCallback):
