@@ -142,7 +142,7 @@ def train(config: Any, hyper: CalibrateConfig, one_pass: Pass) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
     ids = torch.randint(0, 4000, (one_pass.length,)).tolist()
     response = one_pass.responses or one_pass.samples * one_pass.length
-    prompt = one_pass.length - response // one_pass.samples
+    prompt = max(1, one_pass.length - response // one_pass.samples)
     sample = {"input_ids": ids, "labels": [IGNORED] * prompt + ids[prompt:]}
     batch = collator([sample] * one_pass.samples)
     for _ in range(3):
