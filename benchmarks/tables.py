@@ -99,33 +99,46 @@ def clean() -> str:
     return markdown(["clean pool", *variants.values()], rows)
 
 
+def of_damages(runs: Sequence[Run], variant: str, kinds: Sequence[str]) -> list[str]:
+    """Per cent of the spoilt samples of each kind that is selected, over these runs."""
+    counts = [run["figures"][variant]["selected_and_all"] for run in runs]
+    of_kinds = [np.sum([count[kind] for count in counts], axis=0) for kind in kinds]
+    return [f"{100 * selected / total:.0f}" for selected, total in of_kinds]
+
+
 def by_damage(variants: Sequence[str], held_out: bool = False) -> str:
-    """Per cent of the spoilt samples of each kind that is selected, a fifth spoilt, all pools."""
+    """By kind of damage, a fifth spoilt, over all pools and seeds."""
     kinds = [*(HELD_OUT if held_out else TUNED)]
-    counts = [
-        run["figures"] for pool in POOLS for run in runs_of(pool, held_out) if run["share"] == 0.2
-    ]
-    rows = []
-    for variant in variants:
-        of_kinds = [
-            np.sum([c[variant]["selected_and_all"][kind] for c in counts], axis=0) for kind in kinds
-        ]
-        cells = [f"{100 * selected / total:.0f}" for selected, total in of_kinds]
-        rows.append([f"`{variant}`", *cells])
+    runs = [run for pool in POOLS for run in runs_of(pool, held_out) if run["share"] == 0.2]
+    rows = [[label(variant), *of_damages(runs, variant, kinds)] for variant in variants]
     return markdown(["", *kinds], rows)
 
 
 def strategies() -> str:
     """By strategy, over all pools and seeds: the spoilt share of the selection, lowest and highest
-    run."""
-    runs = [run for pool in POOLS for run in runs_of(pool)]
-    variants = [*runs[0]["figures"]]
-    everywhere = [v for v in variants if all(v in r["figures"] for r in runs if r["share"] > 0)]
+    run; and what is selected of each kind of damage."""
+    runs = [run for pool in POOLS for run in runs_of(pool) if run["share"] > 0]
+    some, many = ([run for run in runs if run["share"] == part] for part in (0.05, 0.2))
     rows = []
-    for variant in everywhere:
-        shares = [[r for r in runs if r["share"] == part] for part in (0.01, 0.05, 0.2)]
-        rows.append([f"`{variant}`", *(spoilt_of_selection(part, variant) for part in shares)])
-    return markdown(["strategy", "1 % spoilt", "5 %", "20 %"], rows)
+    for variant in runs[0]["figures"]:
+        if all(variant in run["figures"] for run in runs):
+            shares = [spoilt_of_selection(part, variant) for part in (some, many)]
+            rows.append([label(variant), *shares, *of_damages(many, variant, [*TUNED])])
+    return markdown(["strategy", "5 % of the pool spoilt", "20 % spoilt", *TUNED], rows)
+
+
+def label(variant: str) -> str:
+    """How the documents call it."""
+    name, _, rest = variant.partition(", ")
+    if name != METHOD:
+        return f"`{variant}`"
+    if variant == METHOD:
+        return f"`{METHOD}`, `guard=none`"
+    if rest == "typical":
+        return f"`{METHOD}` (the default, `typical`)"
+    if variant in GUARDS:
+        return f"`{METHOD}`, {GUARDS[variant]}"
+    return f"`{METHOD}`, `guard=none`, {rest}"
 
 
 def world_cells(results: Sequence[Run]) -> Iterable[tuple[float, float, list[Run]]]:
