@@ -224,11 +224,12 @@ def foretell(name: str) -> list[dict[str, Any]]:
     model = MemoryModel(large_config(name), "bf16")
     rows = []
     for training, (hyper, shards) in TRAININGS.items():
-        one, two = (
-            model.training(hyper, Pass(n, LENGTH, shards=shards)).peak / GIB for n in (1, 2)
-        )
+        passes = [Pass(samples, LENGTH, shards=shards) for samples in (1, 8, 16)]
+        one, eight, sixteen = (model.training(hyper, each).peak / GIB for each in passes)
+        # Of few samples, what is not of them may be more.
+        further = (sixteen - eight) / 8
         fitting = {
-            device: int((USABLE * device - one) // (two - one) + 1) * LENGTH
+            device: int((USABLE * device - sixteen) // further + 16) * LENGTH
             if one <= USABLE * device
             else 0
             for device in DEVICES
@@ -238,7 +239,7 @@ def foretell(name: str) -> list[dict[str, Any]]:
                 "model": name,
                 "training": training,
                 "first_sample_gib": round(one, 1),
-                "further_sample_gib": round(two - one, 2),
+                "further_sample_gib": round(further, 2),
                 "largest_tokens_per_device": fitting,
             }
         )
