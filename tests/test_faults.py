@@ -132,6 +132,7 @@ def undisturbed(
     return folder
 
 
+@pytest.mark.slow
 def test_a_driver_killed_while_scoring_goes_on_with_what_was_not_scored(
     settings: list[str], undisturbed: Path, tmp_path: Path, gate: Gate
 ) -> None:

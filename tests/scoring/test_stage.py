@@ -132,6 +132,7 @@ def test_two_models_share_a_pass_and_each_lacks_only_what_is_missing(
     assert not pieces[0].exists()
 
 
+@pytest.mark.slow
 def test_one_model_a_pass_gives_the_scores_of_both_at_once_to_the_last_bit(
     config: Config, pool: Pool, model: Model, model_folder: str, tmp_path: Path
 ) -> None:
