@@ -26,7 +26,7 @@ from instructdiff_ray.context import prepare
 from instructdiff_ray.pipeline import calibrate_repeats, draw_warmup, ingest_pool
 from instructdiff_ray.progress import Progress
 
-SAMPLE = 1 << 18  # characters
+SAMPLE = 1 << 16  # characters; a block of the pool has 4,096 samples
 WORDS = "the text of a response that is much longer than any model will ever read of it "
 
 
