@@ -133,7 +133,7 @@ def _refusal(models: int, gpus: float, given: bool, needed: ScoringMemory, devic
         advice = f"set cluster.score.gpus_per_actor={fitting}"
     elif fitting:
         advice = f"take machines with {fitting} such GPUs"
-    elif models > 1:
+    elif models > 1 and _fits(needed, device, 1, gpus):
         advice = "set cluster.score.models_per_actor=1"
     else:
         advice = "take larger GPUs, or cluster.precision=bf16 where it is fp32"

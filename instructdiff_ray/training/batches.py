@@ -22,7 +22,7 @@ from instructdiff_ray.engine.packing import LAYER_TYPES, PACKED, TOLERANCE
 from instructdiff_ray.training.training_set import IGNORED
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 # Of fp32 logits whose loss is computed at once; several such are alive at the same time.
 TILE_BYTES = 64 << 20
@@ -102,12 +102,14 @@ def _nll(logits: Tensor, targets: Tensor) -> Tensor:
     return nn.functional.cross_entropy(logits.float(), targets, reduction="sum")
 
 
-def choose_collator(model: PreTrainedModel, autocast: torch.dtype | None) -> Collator:
+def choose_collator(
+    model: PreTrainedModel, autocast: torch.dtype | None, packs: bool = True
+) -> Collator:
     """The first of the ways to lay out a batch, least memory first, that gives this model's logits
     and loss on a few samples, and a gradient; the model is made ready for it.
 
     model: in training mode, on the device of the training; autocast: type of the matrix products,
-    None: the model's own.
+    None: the model's own; packs: whether packing is tried, see `attends_packed`.
     """
     if getattr(model, "accepts_loss_kwargs", True) is False:  # Trainer tells it no number of items
         return collate_padded
@@ -115,7 +117,7 @@ def choose_collator(model: PreTrainedModel, autocast: torch.dtype | None) -> Col
     products = torch.autocast(model.device.type, autocast) if autocast else nullcontext()
     with products:
         for collator in (collate_packed, collate_responses):
-            if collator is collate_packed and not _attends_packed(model):
+            if collator is collate_packed and not packs:
                 continue
             # A model that drops something while it is trained may do so in its attention, which
             # can't be packed: it gives other logits every time, and so is padded.
@@ -147,9 +149,11 @@ def _reset(model: PreTrainedModel, attention: str) -> None:
         del model._loss_function
 
 
-def _attends_packed(model: PreTrainedModel) -> bool:
-    config = model.config.get_text_config()
-    return set(getattr(config, "layer_types", None) or ()) <= LAYER_TYPES
+def attends_packed(config: PreTrainedConfig) -> bool:
+    """Whether `packing.attend` knows all kinds of attention that a model has by its
+    configuration."""
+    types = getattr(config.get_text_config(), "layer_types", None)
+    return set(types or ()) <= LAYER_TYPES
 
 
 def _same_loss(model: PreTrainedModel, collator: Collator, tolerance: float) -> bool:

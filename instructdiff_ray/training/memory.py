@@ -131,6 +131,8 @@ class MemoryModel:
                 model.gradient_checkpointing_enable()
             if hyper.lora_rank:
                 model = with_adapter(model, hyper)
+            if sharded:  # adapters too, which are in fp32 else
+                model = model.to(dtype)
             cast = self.precision == "bf16" and not sharded
             self.measured[key] = activations(made_to_run(model), model, one_pass, cast)
         return self.measured[key]

@@ -28,14 +28,17 @@ from transformers import (
 )
 
 from instructdiff_ray.config.training import CalibrateConfig
-from instructdiff_ray.engine.device import UNLIKE, model_unlike
+from instructdiff_ray.engine.device import UNLIKE, device_failed, model_unlike
 from instructdiff_ray.engine.throughput import keep_freed_memory
-from instructdiff_ray.models.model import folder_identity
+from instructdiff_ray.models.model import Model, folder_identity
 from instructdiff_ray.storage.local_copy import temporary_copy
 from instructdiff_ray.training.adapter import with_adapter
 from instructdiff_ray.training.batches import (
     Collator,
+    attends_packed,
     choose_collator,
+    collate_packed,
+    collate_padded,
     use,
 )
 from instructdiff_ray.training.checkpoints import (
@@ -69,8 +72,9 @@ def train(task: TrainTask, mailbox: Any) -> None:
         checkpoint = stack.enter_context(last_checkpoint(task.checkpoints))
         examples = Examples(samples, task.examples)
         arguments = _arguments(task, examples.longest, len(examples), world, scratch)
-        collator = collator_of_all(task, arguments)
-        refusal = first_rank_says(_refusal(task, arguments, examples, world, collator))
+        collator, refusal = first_rank_says(
+            layout(task, arguments, examples, world) if first_rank() else None
+        )
         if refusal:
             # Not raised: Ray Train would start the workers again, as often as any that fail.
             task.scratch.write_json(TRAINED, {"refused": refusal})
@@ -125,17 +129,42 @@ def base_model(task: TrainTask, sharded: bool) -> PreTrainedModel:
     return model
 
 
-def collator_of_all(task: TrainTask, arguments: TrainingArguments) -> Collator:
-    """How all workers lay out their batches: as suits a model of two layers like this one with
-    random weights, which worker 0 tries on its device before any weights are loaded."""
-    collator = None
-    if first_rank():
-        with torch.random.fork_rng():
-            trial: Any = task.model.with_random_weights(layers=2)
-            trial = trial.to(arguments.device).train()
-            collator = choose_collator(trial, torch.bfloat16 if arguments.bf16 else None)
-    chosen: Collator = first_rank_says(collator)
-    return chosen
+def layout(
+    task: TrainTask, arguments: TrainingArguments, examples: Examples, world: int
+) -> tuple[Collator, str | None]:
+    """How batches are laid out on all workers, and the line that says so where the device will not
+    hold the training. Before any weights are loaded, and on worker 0 alone."""
+    collator: Collator = collate_packed
+    # The trial and the adapter whose memory is foretold draw random weights.
+    with torch.random.fork_rng():
+        # Nothing takes less, and what is tried takes memory too.
+        refusal = _refusal(task, arguments, examples, world, collator)
+        if not refusal:
+            collator = tried_collator(task.model, arguments)
+            if collator is not collate_packed:
+                refusal = _refusal(task, arguments, examples, world, collator)
+    return collator, refusal
+
+
+def tried_collator(model: Model, arguments: TrainingArguments) -> Collator:
+    """The one that suits a model of two layers like this one, with random weights; samples are
+    padded where there can be no such model, or no room for it."""
+    packs = attends_packed(model.load_config())
+    try:
+        trial: Any = model.with_random_weights(layers=2)
+        for table in (trial.get_input_embeddings(), trial.get_output_embeddings()):
+            if table is not None:
+                table.requires_grad_(False)  # their gradients would be most of the memory
+        trial = trial.to(arguments.device).train()
+        return choose_collator(trial, torch.bfloat16 if arguments.bf16 else None, packs)
+    except UNLIKE as error:
+        if device_failed(error):
+            raise
+        print(f"samples are padded: {error}", file=sys.stderr, flush=True)
+        return collate_padded
+    finally:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def micro_batch_size(per_worker: int, longest: int, tokens_per_device: int) -> int:
@@ -262,7 +291,9 @@ def _refusal(
                 samples * examples.longest_response,
                 collator,
                 shards=world if arguments.fsdp else 1,
-                accumulates=arguments.gradient_accumulation_steps > 1,
+                # Gradients are there from the start: of earlier passes, or as DDP's buckets.
+                accumulates=arguments.gradient_accumulation_steps > 1
+                or (world > 1 and not arguments.fsdp),
             ),
             device_memory(),
         )
