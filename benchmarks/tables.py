@@ -118,12 +118,12 @@ def strategies() -> str:
     """By strategy, over all pools and seeds: the spoilt share of the selection, lowest and highest
     run; and what is selected of each kind of damage."""
     runs = [run for pool in POOLS for run in runs_of(pool) if run["share"] > 0]
-    some, many = ([run for run in runs if run["share"] == part] for part in (0.05, 0.2))
+    twentieth, fifth = ([run for run in runs if run["share"] == part] for part in (0.05, 0.2))
     rows = []
     for variant in runs[0]["figures"]:
         if all(variant in run["figures"] for run in runs):
-            shares = [spoilt_of_selection(part, variant) for part in (some, many)]
-            rows.append([label(variant), *shares, *of_damages(many, variant, [*TUNED])])
+            shares = [spoilt_of_selection(part, variant) for part in (twentieth, fifth)]
+            rows.append([label(variant), *shares, *of_damages(fifth, variant, [*TUNED])])
     return markdown(["strategy", "5 % of the pool spoilt", "20 % spoilt", *TUNED], rows)
 
 

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from instructdiff_ray.engine.metrics import TILE_BYTES
 from instructdiff_ray.engine.packing import PACKED
-from instructdiff_ray.models.model import DTYPES, with_layers
+from instructdiff_ray.models.model import DTYPES, parameters, with_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -47,9 +47,10 @@ class ScoringMemory:
     def of(cls, config: PreTrainedConfig, precision: str, tokens: int, device_type: str) -> Self:
         """tokens: of a pass."""
         two = with_layers(config, 2)
-        layer = parameters(two) - parameters(with_layers(config, 1))
+        of_two = parameters(two)
+        layer = of_two - parameters(with_layers(config, 1))
         tables = 1 if config.get_text_config().tie_word_embeddings else 2
-        table = (parameters(two) - 2 * layer) / tables
+        table = (of_two - 2 * layer) / tables
         width = dtype_of(precision).itemsize
         return cls(
             width * parameters(config),
@@ -86,14 +87,6 @@ def dtype_of(precision: str) -> torch.dtype:
     """precision: fp32 | bf16."""
     dtype: torch.dtype = getattr(torch, DTYPES[precision])
     return dtype
-
-
-def parameters(config: PreTrainedConfig) -> int:
-    """How many a model of this configuration has."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        return int(AutoModelForCausalLM.from_config(config).num_parameters())
 
 
 def model_without_numbers(config: PreTrainedConfig, dtype: torch.dtype) -> Any:

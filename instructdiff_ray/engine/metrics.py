@@ -131,6 +131,7 @@ class SampleScorer:
         row = TILE_BYTES[self.device.type] // self.slice
         logit = torch.float32 if weights.is_cuda else model.dtype
         self.head = output_head(model, row // logit.itemsize)
+        self.head_device = head_device(model)
         self.packed = self.head is not None and pack(model)
         self.operations = operations_per_token(model)
 
@@ -182,8 +183,8 @@ class SampleScorer:
     def _before_targets(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Hidden states before the scored tokens, [scored, width], and these, [scored]; where the
         output head is."""
-        hidden, device = self._hidden(batch), head_device(self.model)
-        return hidden[batch.contexts.to(hidden.device)].to(device), batch.targets.to(device)
+        hidden, head = self._hidden(batch), self.head_device
+        return hidden[batch.contexts.to(hidden.device)].to(head), batch.targets.to(head)
 
     def _hidden(self, batch: Batch) -> Tensor:
         """Last hidden states, [tokens, width]."""

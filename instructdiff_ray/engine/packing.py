@@ -123,8 +123,7 @@ def pack(model: PreTrainedModel) -> bool:
     if not set(getattr(config, "layer_types", None) or ()) <= LAYER_TYPES:
         return False
     vocabulary = int(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
-    # Any tokens do; a stride spreads them over the vocabulary.
-    ids = np.split(np.arange(sum(CHECK_LENGTHS)) * 7919 % vocabulary, np.cumsum(CHECK_LENGTHS)[:-1])
+    ids = check_samples(vocabulary)
     batch = Batch.of(ids, [np.ones(len(sample), bool) for sample in ids], model.device)
     with torch.inference_mode():
         tokens, where = batch.padded()
@@ -142,6 +141,13 @@ def pack(model: PreTrainedModel) -> bool:
     if not same:
         model.set_attn_implementation(before)
     return same
+
+
+def check_samples(vocabulary: int) -> list[np.ndarray]:
+    """Token ids of the samples that packing is tried on. Any do; a stride spreads them over the
+    vocabulary."""
+    ids = np.arange(sum(CHECK_LENGTHS)) * 7919 % vocabulary
+    return np.split(ids, np.cumsum(CHECK_LENGTHS)[:-1])
 
 
 def packed_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:

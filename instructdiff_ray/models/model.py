@@ -82,7 +82,7 @@ class Model:
 
     def parameters(self) -> int:
         """How many it has, from its configuration alone."""
-        return int(self.without_weights().num_parameters())
+        return parameters(self.load_config(), self.trust_remote_code)
 
     def without_weights(self) -> PreTrainedModel:
         """The model in fp32 with weights that have shapes and no numbers, from its configuration
@@ -173,6 +173,16 @@ class Model:
         # Loaded and then moved: a device map would need accelerate's hooks in every forward pass.
         model = model.eval()
         return model if device is None or spread else model.to(device)
+
+
+def parameters(config: PreTrainedConfig, trust_remote_code: bool = False) -> int:
+    """How many a model of this configuration has."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return int(model.num_parameters())
 
 
 def with_layers(config: PreTrainedConfig, count: int) -> PreTrainedConfig:

@@ -82,8 +82,8 @@ def choose(
     candidates = [*((count, numbers[0]) for count in counts), *((least, n) for n in numbers[1:])]
     for models, gpus in candidates:
         if _fits(needed, device, models, gpus):
-            least_wanted = resources.models_per_actor or wanted
-            return Placement(models, gpus, _note(models, gpus, least_wanted, needed, device))
+            together = resources.models_per_actor or wanted
+            return Placement(models, gpus, _note(models, gpus, together, needed, device))
     raise UserError(_refusal(least, numbers[-1], given is not None, needed, device))
 
 

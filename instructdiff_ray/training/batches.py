@@ -9,16 +9,16 @@ is tried on a few tokens before it is used.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from instructdiff_ray.engine.device import UNLIKE, model_unlike
 from instructdiff_ray.engine.lm_head import nearly_equal
-from instructdiff_ray.engine.packing import LAYER_TYPES, PACKED, TOLERANCE
+from instructdiff_ray.engine.packing import LAYER_TYPES, PACKED, TOLERANCE, check_samples
 from instructdiff_ray.training.training_set import IGNORED
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 # Of fp32 logits whose loss is computed at once; several such are alive at the same time.
 TILE_BYTES = 64 << 20
-CHECK_LENGTHS = (16, 11, 1, 23)
 
 Item = dict[str, list[int]]  # `input_ids` and `labels` of a sample
 Collator = Callable[[list[Item]], dict[str, Any]]
@@ -114,8 +113,7 @@ def choose_collator(
     if getattr(model, "accepts_loss_kwargs", True) is False:  # Trainer tells it no number of items
         return collate_padded
     attention = model.config.get_text_config()._attn_implementation
-    products = torch.autocast(model.device.type, autocast) if autocast else nullcontext()
-    with products:
+    with torch.autocast(model.device.type, autocast, enabled=autocast is not None):
         for collator in (collate_packed, collate_responses):
             if collator is collate_packed and not packs:
                 continue
@@ -160,37 +158,27 @@ def _same_loss(model: PreTrainedModel, collator: Collator, tolerance: float) -> 
     """Whether the collator's batch gives the logits and the loss that a padded one gives; the model
     is made ready for it on the way."""
     items = _check_items(int(model.get_input_embeddings().num_embeddings))  # type: ignore[arg-type]
-    padded = _on_device(collate_responses(items), model.device)
+    padded = send_to_device(collate_responses(items), model.device)
     keep, labels = padded.pop("logits_to_keep"), padded.pop("labels")
     targets = labels[labels != IGNORED]
     with torch.no_grad():
         expected = model(**padded, use_cache=False).logits[keep].float()
         loss = summed_nll(expected, targets) / len(targets)
     use(model, collator)
-    batch = _on_device(collator(items), model.device)
-    found = model(**batch, num_items_in_batch=len(targets), use_cache=False)
-    found.loss.backward()
+    batch = send_to_device(collator(items), model.device)
+    output = model(**batch, num_items_in_batch=len(targets), use_cache=False)
+    output.loss.backward()
     model.zero_grad()
-    logits = found.logits.detach().flatten(0, -2)
+    logits = output.logits.detach().flatten(0, -2)
     return nearly_equal(logits, expected, tolerance) and nearly_equal(
-        found.loss.detach().view(1, 1), loss.view(1, 1), tolerance
+        output.loss.detach().view(1, 1), loss.view(1, 1), tolerance
     )
 
 
 def _check_items(words: int) -> list[Item]:
-    """Samples of any tokens, the second half of each its response; a stride spreads them over the
-    vocabulary."""
-    ids = [token * 7919 % words for token in range(sum(CHECK_LENGTHS))]
+    """The samples that packing is tried on, the second half of each its response."""
     items = []
-    for length in CHECK_LENGTHS:
-        sample, ids = ids[:length], ids[length:]
-        prompt = length // 2 + 1
-        items.append({"input_ids": sample, "labels": [IGNORED] * prompt + sample[prompt:]})
+    for sample in check_samples(words):
+        ids, prompt = sample.tolist(), len(sample) // 2 + 1
+        items.append({"input_ids": ids, "labels": [IGNORED] * prompt + ids[prompt:]})
     return items
-
-
-def _on_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    return {
-        name: value.to(device) if isinstance(value, Tensor) else value
-        for name, value in batch.items()
-    }

@@ -22,9 +22,8 @@ from instructdiff_ray.engine.memory import (
     dtype_of,
     made_to_run,
     model_without_numbers,
-    parameters,
 )
-from instructdiff_ray.models.model import with_layers
+from instructdiff_ray.models.model import parameters, with_layers
 from instructdiff_ray.training.adapter import with_adapter
 from instructdiff_ray.training.batches import (
     Collator,

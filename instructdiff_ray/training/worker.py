@@ -141,6 +141,7 @@ def layout(
         refusal = _refusal(task, arguments, examples, world, collator)
         if not refusal:
             collator = tried_collator(task.model, arguments)
+            torch.cuda.empty_cache()  # what was tried is gone
             if collator is not collate_packed:
                 refusal = _refusal(task, arguments, examples, world, collator)
     return collator, refusal
@@ -162,9 +163,6 @@ def tried_collator(model: Model, arguments: TrainingArguments) -> Collator:
             raise
         print(f"samples are padded: {error}", file=sys.stderr, flush=True)
         return collate_padded
-    finally:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
 
 def micro_batch_size(per_worker: int, longest: int, tokens_per_device: int) -> int:

@@ -193,10 +193,10 @@ def test_two_sharded_workers_train_the_adapter_that_one_does(
     assert distance(one, two) < 0.02 * learned
     # From the last checkpoint, that of the step before the last, the same is learned.
     assert distance(adapter("two", workers=2, fsdp=True, checkpoint_minutes=0), two) == 0
-    # What is saved in it of the model is the adapter alone.
+    # Of the model the adapter alone is saved: fewer bytes than a quarter of its fp32 weights.
     finished = Storage(str(tmp_path)).artifact("checkpoints", "two").finished()
     assert finished and finished.info["step"] == 5
-    assert sum(finished.folder.sizes().values()) < 4 * task.model.parameters() / 4
+    assert sum(finished.folder.sizes().values()) < task.model.parameters()
 
 
 @pytest.mark.slow
