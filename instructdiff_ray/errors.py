@@ -19,6 +19,13 @@ LIMITS = {
         " cluster.train.tokens_per_device, or take a larger machine, and give the same command"
         " again, it goes on where it stopped"
     ),
+    r"^\S*OSError\b.*AWS Error "
+    r"(SLOW_DOWN|THROTTLING|SERVICE_UNAVAILABLE|INTERNAL_FAILURE|REQUEST_TIMEOUT|NETWORK_CONNECTION"
+    r"|UNKNOWN \(HTTP status 5\d\d\))": (
+        "the object store does not answer, or only errors of its own (AWS_ENDPOINT_URL, the network"
+        " and the store's own limits are where to look); give the same command again, it goes on"
+        " where it stopped"
+    ),
     r"^\S*ExecutionTimeoutError\b": (
         "nothing was finished for hours: no machine has the CPUs or GPUs that are asked for"
         " (`ray status` shows them), or the model is too slow for them; give the same command"
@@ -39,6 +46,10 @@ class DamagedFile(UserError):
     """A file of storage that is not what was written; it has been deleted."""
 
 
+class LostScores(DamagedFile):
+    """Scores of a sample that were there are not any more."""
+
+
 def require(ok: bool, line: str) -> None:
     """Raises UserError with this line where something is not so. NaN fails every comparison, so it
     can't slip through the check of a range."""
@@ -52,9 +63,11 @@ def user_error_in(error: BaseException) -> UserError | None:
     Ray passes on the text of what a worker raised, and not the object; so the text is read.
     """
     text = f"{type(error).__name__}: {error}"
-    if match := re.search(rf"^(?:.*\W)?{re.escape(__name__)}\.\w+: (.+)$", text, re.MULTILINE):
-        return UserError(match.group(1))
-    for pattern, line in LIMITS.items():
-        if re.search(pattern, text, re.MULTILINE):
+    pattern = rf"^(?:.*\W)?{re.escape(__name__)}\.(\w+): (.+)$"
+    if match := re.search(pattern, text, re.MULTILINE):
+        kinds = {kind.__name__: kind for kind in (UserError, DamagedFile, LostScores)}
+        return kinds[match.group(1)](match.group(2))
+    for limit, line in LIMITS.items():
+        if re.search(limit, text, re.MULTILINE):
             return UserError(line)
     return None

@@ -1,8 +1,8 @@
 """Remove what killed runs have left in a storage: `python jobs/clean.py STORAGE [--delete]`.
 
-Shows what it would remove: attempts at artifacts that no manifest names, and parts of files, if
-nothing was written to them for some days. With --delete it removes them. Finished artifacts,
-scores and the folders of runs stay.
+Shows what it would remove: attempts at artifacts that no manifest names, unfinished snapshots of
+scores, and parts of files, if nothing was written to them for some days. With --delete it removes
+them. Finished artifacts, scores and the folders of runs stay.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def main() -> None:
 def _days(storage: Folder, days: float | None) -> float:
     require(
         days is not None or not is_uri(storage.path),
-        "nothing is locked in an object store; give --days, more than your longest run takes",
+        "in an object store a run that is alive can't be told from a dead one; give --days, more"
+        " than your longest run takes",
     )
     days = DAYS if days is None else days
     require(days >= 1, f"--days {days:g} must be 1 or more: a run that is alive may still write")

@@ -19,12 +19,12 @@ import ray
 import ray.data  # here, for its log handlers keep the stream that stands when it is imported
 import torch
 from hypothesis import HealthCheck, settings
-from pyarrow import fs as pafs
 
 from instructdiff_ray.config.data import ModelConfig
 from instructdiff_ray.demo.model import train_model
 from instructdiff_ray.demo.pool import prose
 from instructdiff_ray.models.model import Model, find_model
+from tests.s3 import Server, serving
 
 # The models are tiny; more threads than one only wait for each other.
 torch.set_num_threads(1)
@@ -35,8 +35,16 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
-    """Four logical CPUs, so that actors, trainers and readers fit side by side on two cores."""
+def s3() -> Iterator[Server]:
+    """An S3 server of this process, found by the variables by which users name theirs."""
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def ray_session(s3: Server) -> Iterator[None]:
+    """Four logical CPUs, so that actors, trainers and readers fit side by side on two cores. The
+    workers find the S3 server."""
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield
@@ -63,25 +71,7 @@ def shared() -> Path:
     return SHARED
 
 
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """An S3 server of this process, found by the variables by which users name theirs."""
-    server_module = pytest.importorskip("moto.server", reason="moto[server] is not installed")
-    server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }.items():
-            patch.setenv(name, value)
-        store = pafs.S3FileSystem(
-            endpoint_override=f"http://{host}:{port}", allow_bucket_creation=True
-        )
-        store.create_dir("bucket")
-        yield "s3://bucket"
-    server.stop()
+@pytest.fixture
+def bucket(s3: Server) -> str:
+    """The URI of a bucket on the S3 server."""
+    return s3.uri

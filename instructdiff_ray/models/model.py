@@ -8,8 +8,8 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ from instructdiff_ray.config.data import ModelConfig
 from instructdiff_ray.errors import DamagedFile, UserError
 from instructdiff_ray.storage.artifacts import make_key
 from instructdiff_ray.storage.filesystem import Folder, absolute, is_uri
-from instructdiff_ray.storage.local_copy import local_copy
+from instructdiff_ray.storage.local_copy import cache_folder, local_copy
 
 # Transformers and torch are imported where they are needed: they take seconds and hundreds of MiB,
 # and not every process that is told of a model loads something of it.
@@ -290,12 +290,21 @@ def _check_files(path: str, names: set[str]) -> None:
 
 
 def _known_digest(path: Path) -> str:
+    """The hash of a file. A model's files are large, and all runs and actors of a machine ask for
+    them: it is noted in the cache, and computed again when the file has changed."""
     status = path.stat()
-    return _file_digest(path, status.st_size, status.st_mtime_ns)
+    name = make_key(path=str(path), size=status.st_size, mtime_ns=status.st_mtime_ns)
+    digest = None
+    with suppress(OSError):  # a cache that can't be read or written costs time
+        noted = Folder(str(cache_folder() / "digests"))
+        digest = noted.read_bytes(name)
+        if digest is None:
+            digest = _file_digest(path).encode()
+            noted.write_bytes(name, digest)
+    return digest.decode() if digest else _file_digest(path)
 
 
-@lru_cache(maxsize=1024)  # the runs of a sweep share a process, and a model's files are large
-def _file_digest(path: Path, size: int, mtime_ns: int) -> str:
+def _file_digest(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 22):

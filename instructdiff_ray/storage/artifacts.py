@@ -1,30 +1,28 @@
 """Artifacts: folders under one root that are finished or absent.
 
 A key names the result by all that determines it. Each attempt at an artifact writes its files to a
-folder of its own, and `manifest.json`, written last and at once, names the attempt that finished.
-So nothing needs a rename of a folder (object stores have none), a killed writer leaves
-nothing that is taken for finished, and two runs that make the same artifact at the same time both
-succeed: the later manifest wins, and either result is right.
+folder of its own (but an ingest's, whose attempts go on in one folder), and `manifest.json`,
+written last and at once, names the attempt that finished. So nothing needs a rename of a folder
+(object stores have none), a killed writer leaves nothing that is taken for finished, and two runs
+that make the same artifact at the same time both succeed: the later manifest wins, and either
+result is right.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from instructdiff_ray.errors import UserError
-from instructdiff_ray.storage.filesystem import Folder, is_uri, join
+from instructdiff_ray.storage.filesystem import Folder, join
+from instructdiff_ray.storage.locks import locked
 
 MANIFEST = "manifest.json"
-LOCK = ".lock"
 ATTEMPT = "attempt-"  # how the folders of writers begin
 
 
@@ -74,24 +72,15 @@ class Artifact:
     def lock(self, say: Callable[[str], None]) -> Iterator[FinishedArtifact | None]:
         """The finished artifact, or None for the one run that is to make it now.
 
-        Another run that wants the same waits until the first has finished or died. In an object
-        store, where nothing can be locked, both make it, and either result is right.
+        Another run that wants the same waits until the first has finished or died.
         """
         finished = self.finished()
-        if finished or is_uri(self.home.path):
+        if finished:
             yield finished
             return
-        os.makedirs(self.home.path, exist_ok=True)
-        lock = FileLock(join(self.home.path, LOCK))  # released when its process dies
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            say(f"another run makes {self.kind}/{self.key}; waiting for it")
-            lock.acquire()
-        try:
+        waits = f"another run makes {self.kind}/{self.key}; waiting for it"
+        with locked(self.home, lambda: say(waits), say):
             yield self.finished()
-        finally:
-            lock.release()
 
     @contextmanager
     def writer(self) -> Iterator[ArtifactWriter]:
@@ -121,7 +110,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class ArtifactWriter:
-    """One attempt at making an artifact, in a folder that no other attempt writes to."""
+    """One attempt at making an artifact, in a folder of its own."""
 
     artifact: Artifact
     folder: Folder

@@ -1,8 +1,9 @@
-"""What killed runs have left in storage: attempts that no manifest names, and parts of files.
+"""What killed runs have left in storage: attempts that no manifest names, snapshots of scores that
+have none, and parts of files.
 
 A run that is alive may still write to such a thing. It is told from what is dead by the age of its
-files and, on a local file system, by the artifact's lock. In an object store, where nothing can be
-locked, age alone decides; and of two runs that made the same artifact at once there, the attempt of
+files and, on a local file system, by the artifact's lock. In an object store, whose leases run out,
+age alone decides; and of two runs that made the same artifact at once there, the attempt of
 the earlier is named by no manifest, though that run goes on reading it.
 """
 
@@ -20,12 +21,14 @@ from dataclasses import dataclass
 from filelock import FileLock, Timeout
 from pyarrow import fs as pafs
 
-from instructdiff_ray.storage.artifacts import ATTEMPT, LOCK, MANIFEST
+from instructdiff_ray.storage.artifacts import ATTEMPT, MANIFEST
 from instructdiff_ray.storage.filesystem import Folder, is_uri, join, open_filesystem
+from instructdiff_ray.storage.locks import LOCK
 
 # The files of an attempt at an artifact, `<kind>/<key>/attempt-…`, and what was written of a file
 # before it was given its name. Nothing else in a storage, least of all `runs/`, is looked at.
 ATTEMPT_FILE = re.compile(rf"([a-z-]+/[0-9a-f]{{16}}/{ATTEMPT}[0-9a-f]{{12}})/.+")
+SNAPSHOT_FILE = re.compile(r"(pieces/[0-9a-f]{16}/snapshot-[0-9a-f]{12})/.+")
 PART_FILE = re.compile(r"[a-z-]+/[0-9a-f]{16}/.+\.[0-9a-f]{32}\.part")
 
 
@@ -43,8 +46,8 @@ def find_leftovers(storage: Folder, min_age_s: float) -> list[Leftover]:
     """All that killed runs have left and not touched for `min_age_s` seconds, by name."""
     files: dict[str, list[pafs.FileInfo]] = defaultdict(list)
     for name, info in _files(storage):
-        if attempt := ATTEMPT_FILE.fullmatch(name):
-            files[attempt.group(1)].append(info)
+        if folder := ATTEMPT_FILE.fullmatch(name) or SNAPSHOT_FILE.fullmatch(name):
+            files[folder.group(1)].append(info)
         elif PART_FILE.fullmatch(name):
             files[name].append(info)
     leftovers = (_leftover(name, infos) for name, infos in sorted(files.items()))
@@ -88,7 +91,10 @@ def _is_needed(storage: Folder, name: str) -> bool:
 
 
 def _is_named(storage: Folder, name: str) -> bool:
-    """Whether it is the attempt that the artifact's manifest names: then it is the artifact."""
+    """Whether it is the attempt that the artifact's manifest names: then it is the artifact; or a
+    snapshot with a manifest."""
+    if SNAPSHOT_FILE.fullmatch(f"{name}/{MANIFEST}"):
+        return storage.read_bytes(join(name, MANIFEST)) is not None
     home, _, attempt = name.rpartition("/")
     try:
         manifest = json.loads(storage.read_bytes(join(home, MANIFEST)) or b"null")

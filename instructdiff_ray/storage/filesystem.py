@@ -7,12 +7,14 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
@@ -21,6 +23,9 @@ from instructdiff_ray.errors import DamagedFile, UserError
 # How Parquet is written here: with a checksum in every page, for a disk may forget a bit.
 PARQUET = {"compression": "zstd", "write_page_checksum": True}
 VERIFIED = {"page_checksum_verification": True}
+# Of what is sorted, a reader that wants a range takes the row groups that hold it.
+ROWS_PER_GROUP = 1 << 16
+PART = ".part"  # how the name of a file ends that is being written
 
 
 def is_uri(path: str) -> bool:
@@ -57,9 +62,33 @@ def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
     Raises UserError for a URI scheme that pyarrow does not know.
     """
     try:
-        return pafs.FileSystem.from_uri(path)
+        if not path.startswith("s3://"):
+            return pafs.FileSystem.from_uri(path)
+        parts = urlsplit(path)
+        regions = (os.environ.get(name) for name in ("AWS_REGION", "AWS_DEFAULT_REGION"))
+        region = next(filter(None, regions), None)
+        fs = _open_s3(parts.netloc, region, os.environ.get("AWS_ENDPOINT_URL"))
+        return fs, f"{parts.netloc}{unquote(parts.path)}".rstrip("/")
     except pa.ArrowInvalid as error:
         raise UserError(f"{path} is no path that can be opened: {error}") from None
+
+
+@lru_cache(maxsize=64)
+def _open_s3(bucket: str, region: str | None, endpoint: str | None) -> pafs.S3FileSystem:
+    """One for all files of a bucket, so that connections are used again."""
+    options: dict[str, Any] = {"region": region}
+    if endpoint:
+        place = urlsplit(endpoint)
+        options |= {"endpoint_override": place.netloc, "scheme": place.scheme}
+    elif not region:
+        options["region"] = pafs.resolve_s3_region(bucket)
+    return pafs.S3FileSystem(
+        # With waits that double each time: a minute and a half, for a store that is throttled.
+        retry_strategy=pafs.AwsDefaultS3RetryStrategy(max_attempts=12),
+        # A file that fits a buffer is one request, not three.
+        allow_delayed_open=True,
+        **options,
+    )
 
 
 def _is_parquet(data: bytes) -> bool:
@@ -92,7 +121,7 @@ class Folder:
         fs, path = open_filesystem(join(self.path, name))
         if isinstance(fs, pafs.LocalFileSystem):
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            part = f"{path}.{uuid.uuid4().hex}.part"
+            part = f"{path}.{uuid.uuid4().hex}{PART}"
             with open(part, "wb") as file:
                 file.write(data)
                 file.flush()
@@ -107,11 +136,13 @@ class Folder:
         text = json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True)
         self.write_bytes(name, text.encode() + b"\n")
 
-    def write_table(self, name: str, table: pa.Table) -> None:
-        """Write a Parquet file that appears complete or not at all; the table must fit memory."""
+    def write_table(self, name: str, table: pa.Table) -> int:
+        """Write a Parquet file that appears complete or not at all; the table must fit memory.
+        Gives its size in bytes."""
         buffer = io.BytesIO()
-        pq.write_table(table, buffer, **PARQUET)
+        pq.write_table(table, buffer, row_group_size=ROWS_PER_GROUP, **PARQUET)
         self.write_bytes(name, buffer.getvalue())
+        return buffer.tell()
 
     def read_bytes(self, name: str) -> bytes | None:
         """The file's content, or None where there is no such file."""
@@ -122,15 +153,23 @@ class Folder:
         except FileNotFoundError:
             return None
 
-    def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """A Parquet file that was written here; its checksums are verified.
+    def read_table(
+        self, name: str, columns: list[str] | None = None, rows: pc.Expression | None = None
+    ) -> pa.Table:
+        """A Parquet file that was written here, or some of its columns and rows; its checksums are
+        verified.
 
         A file that is damaged is deleted, so that the artifact that it belongs to counts as absent
         and is made again. Raises DamagedFile.
         """
         fs, path = open_filesystem(join(self.path, name))
         with self._noticing_damage(name):
-            return pq.read_table(path, columns=columns, filesystem=fs, **VERIFIED)
+            return pq.read_table(path, columns=columns, filters=rows, filesystem=fs, **VERIFIED)
+
+    def read_head(self, name: str, columns: list[str]) -> tuple[pa.Table, bool]:
+        """The first row group, and whether there is no other."""
+        groups = self.read_row_groups(name, columns)
+        return next(groups), next(groups, None) is None
 
     def read_row_groups(self, name: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """The same, a row group at a time."""
@@ -155,7 +194,9 @@ class Folder:
         except (OSError, pa.ArrowInvalid) as error:
             # A disk or a network may fail to give what is whole: what it does give decides.
             data = self.read_bytes(name)
-            if data is None or _is_parquet(data):
+            if data is None:  # deleted while it was read
+                raise FileNotFoundError(join(self.path, name)) from error
+            if _is_parquet(data):
                 raise
             self.delete(name)
             raise DamagedFile(
@@ -184,11 +225,16 @@ class Folder:
         pafs.copy_files(path, local, source_filesystem=fs)
 
     def sizes(self) -> dict[str, int]:
-        """Size in bytes of every file below the folder, by its path relative to it."""
+        """Size in bytes of every file below the folder, by its path relative to it; what is still
+        being written is none."""
         fs, path = open_filesystem(self.path)
         infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
         prefix = len(path.rstrip("/")) + 1
-        return {info.path[prefix:]: info.size for info in infos if info.is_file}
+        return {
+            info.path[prefix:]: info.size
+            for info in infos
+            if info.is_file and not info.path.endswith(PART)
+        }
 
     def exists(self) -> bool:
         """Whether there is such a folder; in an object store, whether it holds a file."""
@@ -199,7 +245,8 @@ class Folder:
         """Delete a file, or the whole folder; nothing happens where there is none."""
         fs, path = open_filesystem(join(self.path, name) if name else self.path)
         kind = fs.get_file_info(path).type
-        if kind == pafs.FileType.Directory:
-            fs.delete_dir(path)
-        elif kind == pafs.FileType.File:
-            fs.delete_file(path)
+        with suppress(FileNotFoundError):  # another run deletes it
+            if kind == pafs.FileType.Directory:
+                fs.delete_dir(path)
+            elif kind == pafs.FileType.File:
+                fs.delete_file(path)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from instructdiff_ray.storage.artifacts import Artifact, Storage
+from instructdiff_ray.storage.artifacts import MANIFEST, Artifact, Storage
 from instructdiff_ray.storage.cleanup import delete_leftover, find_leftovers
 from instructdiff_ray.storage.filesystem import Folder
 
@@ -53,11 +53,17 @@ def test_attempts_that_no_manifest_names_and_parts_of_files_are_found(storage: S
     (shards / "piece-1.parquet").touch()
     part = shards / f"piece-2.parquet.{'0' * 32}.part"
     part.write_bytes(b"123")
+    for number, files in enumerate((["scores-00000.parquet"], ["scores-00000.parquet", MANIFEST])):
+        snapshot = shards / f"snapshot-{number:012x}"
+        snapshot.mkdir()
+        for name in files:
+            (snapshot / name).write_bytes(b"{}")
     assert names(storage) == []  # they may belong to a run that is alive
     age(Path(storage.root))
-    assert names(storage) == [left[0], f"pieces/{C}/{part.name}", left[1]]
+    pieces = [f"pieces/{C}/{part.name}", f"pieces/{C}/snapshot-{0:012x}"]
+    assert names(storage) == [left[0], *pieces, left[1]]
     sizes = [leftover.size for leftover in find_leftovers(Folder(storage.root), 60)]
-    assert sizes == [5, 3, 5]
+    assert sizes == [5, 3, 2, 5]
 
 
 def test_what_a_run_is_making_now_is_left(storage: Storage) -> None:
