@@ -126,7 +126,7 @@ def draw_samples(config: Config, count: int, seed: int) -> list[Sample]:
     """`count` of the pool's samples, in the order of their ids."""
     pool = ingest_pool(prepare(config, Progress(sys.stderr)))
     ids = lowest_draws(pool.ids(), count, f"corrupted {seed}")
-    tables = pool_rows(pool, ids, ["sample_id", "parts"])
+    tables = pool_rows(pool, np.array(sorted(ids), dtype="S"), ["sample_id", "parts"])
     rows = [row for table in tables for row in table.to_pylist()]
     rows.sort(key=lambda row: row["sample_id"])
     return [[Part(**part) for part in row["parts"]] for row in rows]

@@ -33,7 +33,7 @@ from instructdiff_ray.demo.pool import prose, write_pool
 from instructdiff_ray.engine.metrics import SampleScorer
 from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.model import Model, find_model
-from instructdiff_ray.pool.dataset import read_part
+from instructdiff_ray.pool.dataset import read_pool, stream
 from instructdiff_ray.pool.files import source_files
 from instructdiff_ray.pool.ingest import ingest
 from instructdiff_ray.pool.pool import Pool
@@ -90,11 +90,8 @@ def make_model(folder: Path, shape: tuple[int, int, int, int]) -> Model:
 def bare(config: Config, pool: Pool, model: Model) -> float:
     """Samples a second under two models, from tokens in memory."""
     tokenize = Tokenize([EncoderSpec.of(config, model)], None)
-    tables = [
-        tokenize(read_part({"part": [part]}, pool.folder, ["sample_id", "parts"]))
-        for part in pool.parts
-    ]
-    table = pa.concat_tables(tables)
+    blocks = stream(read_pool(pool, ["sample_id", "parts"]))
+    table = pa.concat_tables(tokenize(block) for block in blocks)
     ids, response = token_lists(table, 0)
     rows = list(zip(ids, response, strict=True))
     device = torch.device("cuda" if GPU else "cpu")
@@ -113,7 +110,9 @@ def pipeline(config: Config, pool: Pool, model: Model, folder: Folder) -> dict[s
     blocks, ends = [], []
     began = time.perf_counter()
     with mock.patch.object(dataflow, "Scorer", Scorer if GPU else OneThread):
-        for receipt in score_blocks(config, pool, ScorePass(targets, None, 0), float(GPU)):
+        for receipt in score_blocks(
+            config, pool, ScorePass(targets, None, 0, len(pool)), float(GPU)
+        ):
             blocks += receipt.to_pylist()
             ends += [time.perf_counter()] * receipt.num_rows
     steady = blocks[1:]

@@ -20,10 +20,15 @@ import pyarrow as pa
 from benchmarks.common import peak_mib, reset_peak, save
 from instructdiff_ray.config.selection import SelectConfig
 from instructdiff_ray.models.encoding import LIKELIHOOD
-from instructdiff_ray.pool.partition import PARTITIONS
+from instructdiff_ray.pool.partition import (
+    MOST_PARTITIONS,
+    partition_bounds,
+    partition_count,
+    partition_file,
+)
 from instructdiff_ray.pool.pool import INDEX, Pool
+from instructdiff_ray.scoring.shards import shard_schema
 from instructdiff_ray.scoring.spec import SCORES, ScoreTable
-from instructdiff_ray.scoring.store import shard_schema
 from instructdiff_ray.selection.batches import RankingInputs
 from instructdiff_ray.selection.counts import fate_counts
 from instructdiff_ray.selection.ranking import rank
@@ -37,28 +42,27 @@ DOMAINS = ["code", "general", "math", "medical"]
 
 
 def write_scores(folder: Folder, rows: int) -> None:
-    """Write an index and the scores of two models as the pipeline does, a partition a row group."""
-    rng = np.random.default_rng(0)
-    count = rows // PARTITIONS
+    """Write an index and the scores of two models as the pipeline does."""
+    rng, partitions = np.random.default_rng(0), partition_count(rows)
+    count = rows // partitions
     reason = detail = pa.nulls(count, pa.string())
-    with (
-        folder.open_table("index.parquet", INDEX) as index,
-        folder.open_table(f"{BASE}/{SCORES}", SCORE_SCHEMA) as base,
-        folder.open_table(f"{CALIBRATED}/{SCORES}", SCORE_SCHEMA) as calibrated,
-    ):
-        for partition in range(PARTITIONS):
-            numbers = np.frombuffer(rng.bytes(16 * count), np.uint8).reshape(count, 16).copy()
-            numbers[:, 0] = partition * 4
-            digits = np.sort(np.frombuffer(binascii.hexlify(numbers.tobytes()), "S32"))
-            ids = pa.array(digits.astype("U32"))
-            domain = pa.DictionaryArray.from_arrays(
-                rng.integers(0, len(DOMAINS), count, np.int32), DOMAINS
-            )
-            tokens = pa.array(rng.integers(20, 500, count, np.int32))
-            index(pa.table([ids, domain, tokens, tokens, tokens], schema=INDEX))
-            for write in (base, calibrated):
-                values = [pa.array(rng.normal(2, 0.5, count)) for _ in LIKELIHOOD]
-                write(pa.table([ids, tokens, *values, reason, detail], schema=SCORE_SCHEMA))
+    for number in range(partitions):
+        low, _ = partition_bounds(number, partitions)
+        random = np.frombuffer(rng.bytes(16 * count), np.uint8).reshape(count, 16).copy()
+        first = int(low, 16) + rng.integers(0, MOST_PARTITIONS // partitions, count)
+        random[:, 0], random[:, 1] = first >> 8, first & 255
+        digits = np.sort(np.frombuffer(binascii.hexlify(random.tobytes()), "S32"))
+        ids = pa.array(digits.astype("U32"))
+        domain = pa.DictionaryArray.from_arrays(
+            rng.integers(0, len(DOMAINS), count, np.int32), DOMAINS
+        )
+        tokens = pa.array(rng.integers(20, 500, count, np.int32))
+        index = pa.table([ids, domain, tokens, tokens, tokens], schema=INDEX)
+        folder.write_table(partition_file("index", number), index)
+        for name in (BASE, CALIBRATED):
+            values = [pa.array(rng.normal(2, 0.5, count)) for _ in LIKELIHOOD]
+            scores = pa.table([ids, tokens, *values, reason, detail], schema=SCORE_SCHEMA)
+            folder.sub(name).write_table(partition_file(SCORES, number), scores)
 
 
 def measure(rows: int) -> dict[str, float]:
@@ -70,10 +74,13 @@ def measure(rows: int) -> dict[str, float]:
         writer.start()
         writer.join()
         assert writer.exitcode == 0
-        count = rows // PARTITIONS * PARTITIONS
-        pool = Pool(folder, "key", "digest", [], [], {"read": count, "rejected": {}, "pool": count})
+        partitions = partition_count(rows)
+        count = rows // partitions * partitions
+        counts = {"read": count, "rejected": {}, "pool": count}
+        pool = Pool(folder, "key", "digest", [], partitions, False, counts)
+        info = {"partitions": partitions}
         scores = {
-            name: ScoreTable(FinishedArtifact("key", folder.sub(name), {}), LIKELIHOOD)
+            name: ScoreTable(FinishedArtifact("key", folder.sub(name), info), LIKELIHOOD)
             for name in (BASE, CALIBRATED)
         }
         reset_peak()

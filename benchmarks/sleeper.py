@@ -14,7 +14,7 @@ from instructdiff_ray.engine.throughput import Throughput
 from instructdiff_ray.models.encoding import LIKELIHOOD
 from instructdiff_ray.scoring.blocks import score_columns
 from instructdiff_ray.scoring.crash_guard import CrashGuardClient
-from instructdiff_ray.scoring.plan import Targets, by_encoding
+from instructdiff_ray.scoring.plan import ScoreTarget, Targets, by_encoding
 
 
 class Sleeper:
@@ -28,6 +28,10 @@ class Sleeper:
         self.free_since: float | None = None
         self.random = np.random.default_rng()
 
+    def scores(self, block: pa.Table, target: ScoreTarget) -> dict[str, np.ndarray]:
+        """Any numbers, by measure."""
+        return {measure: self.random.normal(2, 0.5, block.num_rows) for measure in LIKELIHOOD}
+
     def __call__(self, block: pa.Table) -> pa.Table:
         name = f"block {block['sample_id'][0]}"
         self.guard.begin(name)
@@ -37,8 +41,9 @@ class Sleeper:
         time.sleep(self.sleep_s * block.num_rows)
         columns = {"sample_id": block["sample_id"]}
         for target in self.targets:
-            values = {measure: self.random.normal(2, 0.5, block.num_rows) for measure in LIKELIHOOD}
+            values = self.scores(block, target)
             columns.update(score_columns(block, 0, target.name, values, {}))
+            columns[f"{target.name}_forward_pass"] = pa.array(["simulated"] * block.num_rows)
         scores = pa.table(columns)
         self.free_since = time.monotonic()
         throughput.busy_s = self.free_since - began

@@ -21,6 +21,7 @@ from instructdiff_ray.errors import UserError
 from instructdiff_ray.models.model import Model, ModelByDomain
 from instructdiff_ray.pool.dataset import pool_rows
 from instructdiff_ray.pool.ingest import ingest, pool_artifact
+from instructdiff_ray.pool.partition import id_array
 from instructdiff_ray.pool.pool import Pool, check_rejects, open_pool
 from instructdiff_ray.pool.sampling import at_most, sample_warmup
 from instructdiff_ray.scoring.spec import ScoreTable
@@ -282,7 +283,8 @@ def _texts(pool: Pool) -> pa.Table:
     """The whole pool's text, in the order of sample_id: a sample's parts, a line each."""
     columns = ["sample_id", "domain", "response_tokens", "parts"]
     tables = []
-    for table in pool_rows(pool, pool.ids(), columns):
+    ids = np.concatenate([id_array(index) for index in pool.index(["sample_id"])])
+    for table in pool_rows(pool, ids, columns):
         samples = table["parts"].to_pylist()
         texts = ["".join(f"{part['text']}\n" for part in parts) for parts in samples]
         text = pa.array(texts, pa.large_string())

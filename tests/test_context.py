@@ -25,7 +25,7 @@ from instructdiff_ray.scoring.store import score_stores
 from instructdiff_ray.storage.filesystem import Folder
 from instructdiff_ray.training.calibrate import model_artifact
 
-POOL = Pool(Folder("/nowhere"), "key", "digest", [], [], {"pool": 0})
+POOL = Pool(Folder("/nowhere"), "key", "digest", [], 1, False, {"pool": 0})
 
 
 @pytest.fixture

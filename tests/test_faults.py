@@ -22,6 +22,8 @@ from ray.cluster_utils import Cluster
 from instructdiff_ray.demo.pool import write_pool
 from instructdiff_ray.models.model import Model
 from instructdiff_ray.scoring.dataflow import ROWS_PER_BATCH
+from instructdiff_ray.scoring.shards import Shards
+from instructdiff_ray.storage.filesystem import Folder
 from tests.faults import TRIED_OUT, Gate, mounted_disk, started
 from tests.test_jobs import composed
 from tests.test_pipeline import run_method
@@ -96,9 +98,11 @@ def arrival(gate: Gate, process: subprocess.Popen[bytes], log: Path) -> psutil.P
 
 
 def durable(folder: Path) -> int:
-    """Rows in finished pieces of all models."""
-    files = list(folder.glob("storage/pieces/*/*.parquet"))
-    return sum(pq.read_metadata(file).num_rows for file in files)
+    """Rows in shards of all models."""
+    shards = [Shards(Folder(str(path))) for path in folder.glob("storage/pieces/*")]
+    pieces = [f"{each.folder.path}/{name}" for each in shards for name in each.pieces]
+    folded = sum(snapshot.rows for each in shards for snapshot in each.snapshots)
+    return folded + sum(pq.read_metadata(piece).num_rows for piece in pieces)
 
 
 def largest_difference(a: Path, b: Path) -> float:
@@ -305,9 +309,9 @@ def test_a_driver_killed_at_any_moment_finishes_with_the_same_selection(
                 "moment_s": round(moment, 1),
                 "died": died,
                 "said_last": log[-1] if log else "",
-                "rows_in_pieces": before,
+                "rows_in_shards": before,
                 "scored_after": passes,
-                # What was in pieces and scored again: nothing, if pieces are what they claim.
+                # What was in shards and scored again: nothing, if shards are what they claim.
                 "scored_twice": passes + before - 2 * summary["counts"]["pool"] if died else 0,
                 "recovered_in": {k: round(v, 1) for k, v in summary["seconds"].items()},
                 "largest_difference": largest_difference(undisturbed, folder),

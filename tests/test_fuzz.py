@@ -20,11 +20,13 @@ from instructdiff_ray.config.data import DataConfig
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.models.model import Model
+from instructdiff_ray.pool.chunks import reader_groups
 from instructdiff_ray.pool.files import find_files, source_files
-from instructdiff_ray.pool.ingest import ingest, reader_groups
+from instructdiff_ray.pool.ingest import ingest
 from instructdiff_ray.pool.pool import Pool
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.storage.artifacts import Storage
+from tests.pools import rejects, samples
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(3600)]
 ROWS_PER_FILE = 500
@@ -131,10 +133,6 @@ def ingested(folder: Path, storage: Path, model: Model) -> Pool:
     )
 
 
-def rows_of(pool: Pool, names: list[str]) -> list[dict[str, Any]]:
-    return [row for name in names for row in pool.folder.read_table(name).to_pylist()]
-
-
 @pytest.mark.parametrize("rows", [2_000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_every_damaged_row_is_in_the_pool_or_among_the_rejects(
     rows: int, model: Model, tmp_path: Path, record_property: Callable[[str, object], None]
@@ -142,7 +140,7 @@ def test_every_damaged_row_is_in_the_pool_or_among_the_rejects(
     (tmp_path / "data").mkdir()
     known = write_files(tmp_path / "data", rows, seed=rows)
     pool = ingested(tmp_path / "data", tmp_path / "storage", model)
-    kept, dropped = rows_of(pool, pool.parts), rows_of(pool, pool.rejects)
+    kept, dropped = samples(pool), rejects(pool)
     counts = pool.counts
     assert counts["read"] == len(kept) + len(dropped)
     assert counts["pool"] == len(kept) == len({row["sample_id"] for row in kept})
@@ -172,5 +170,5 @@ def test_a_folder_of_many_small_files_is_read_by_few_readers(
     assert len(list(reader_groups(find_files([str(folder)])))) == 1
     pool = ingested(folder, tmp_path / "storage", model)
     assert pool.counts["read"] == pool.counts["pool"] == files
-    kept = rows_of(pool, pool.parts)
+    kept = samples(pool)
     assert [Path(row["file"]).stem for row in kept] == [f"{n:05d}" for n in range(files)]

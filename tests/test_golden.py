@@ -72,7 +72,7 @@ def write_scores(storage: Path) -> None:
         "form": "response",
         "template": {**rendering["template"], "response_prompt": "### Response:"},
     }
-    index = pq.read_table(storage / "pool" / pool["key"] / pool["attempt"] / "index.parquet")
+    index = pq.read_table(storage / "pool" / pool["key"] / pool["attempt"] / "index-00000.parquet")
     calibrated = f"{model['key']}/{model['info']['weights']}"
     for name, identity, encoding in (
         ("base", base, rendering),

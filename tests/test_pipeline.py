@@ -42,6 +42,7 @@ from instructdiff_ray.sample import Part
 from instructdiff_ray.scoring.token_scores import ShownSample
 from instructdiff_ray.selection.ranking import selected_ids
 from tests.engine.test_metrics import plain_score
+from tests.pools import samples
 from tests.selection.test_select import plain_fates
 
 ROWS = 260
@@ -285,7 +286,7 @@ def test_a_lost_piece_of_a_scores_artifact_is_noticed_and_rebuilt(
     run: FinishedRun, config: Config, tmp_path: Path
 ) -> None:
     scores = Path(config.storage, "scores", run.summary["keys"]["calibrated_scores"])
-    for file in scores.rglob("scores.parquet"):
+    for file in scores.rglob("scores-*.parquet"):
         file.write_bytes(file.read_bytes()[:-10])
     again = run_method(replace(config, run_dir=str(tmp_path / "again")))
     # The pieces are whole: it is gathered again, without a forward pass.
@@ -361,13 +362,12 @@ def test_each_domain_has_its_own_model_and_ratios_where_asked(
     assert isinstance(models, dict)
     rows = {row["sample_id"]: row for row in ranking}
     encoder = EncoderSpec.of(result.config, result.context.base).encoder()
-    for part in pool.parts:
-        for row in pool.folder.read_table(part).to_pylist()[:3]:
-            (encoded,) = encoder.encode([[Part(**p) for p in row["parts"]]])
-            assert isinstance(encoded, Encoded)
-            loaded = models[row["domain"]].load("fp32")
-            nll, _ = plain_score(loaded, encoded.input_ids, encoded.response)
-            assert rows[row["sample_id"]]["calibrated_nll"] == pytest.approx(nll, abs=1e-4)
+    for row in samples(pool)[:3]:
+        (encoded,) = encoder.encode([[Part(**p) for p in row["parts"]]])
+        assert isinstance(encoded, Encoded)
+        loaded = models[row["domain"]].load("fp32")
+        nll, _ = plain_score(loaded, encoded.input_ids, encoded.response)
+        assert rows[row["sample_id"]]["calibrated_nll"] == pytest.approx(nll, abs=1e-4)
 
 
 def test_a_domains_own_share_of_the_warm_up_is_drawn_apart(

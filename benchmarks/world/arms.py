@@ -18,9 +18,10 @@ from instructdiff_ray.config.selection import SelectConfig
 from instructdiff_ray.engine.batch import Batch, token_batches
 from instructdiff_ray.engine.metrics import SampleScorer
 from instructdiff_ray.models.encoding import LIKELIHOOD
+from instructdiff_ray.pool.partition import partition_file
 from instructdiff_ray.pool.pool import INDEX, Pool
+from instructdiff_ray.scoring.shards import shard_schema
 from instructdiff_ray.scoring.spec import SCORES, ScoreTable
-from instructdiff_ray.scoring.store import shard_schema
 from instructdiff_ray.selection.batches import RankingInputs
 from instructdiff_ray.selection.ranking import rank, selected_ids
 from instructdiff_ray.selection.select import take_within_budget
@@ -97,10 +98,10 @@ class WorldPool:
         prompts = pa.array([len(s.prompt) for s in samples.values()], pa.int32())
         domain = pa.DictionaryArray.from_arrays(np.zeros(len(samples), np.int32), ["world"])
         self.ids, self.tokens = pa.array([*samples]), tokens
-        with folder.open_table("index.parquet", INDEX) as write:
-            write(pa.table([self.ids, domain, tokens, tokens, prompts], schema=INDEX))
+        index = pa.table([self.ids, domain, tokens, tokens, prompts], schema=INDEX)
+        folder.write_table(partition_file("index", 0), index)
         counts = {"read": len(samples), "rejected": {}, "pool": len(samples), "truncated": 0}
-        self.pool = Pool(folder, "world", "world", [], [], counts)
+        self.pool = Pool(folder, "world", "world", [], 1, False, counts)
         self.scores: dict[str, ScoreTable] = {}
 
     def score(self, base: PreTrainedModel) -> None:
@@ -144,9 +145,10 @@ class WorldPool:
         folder, schema = self.pool.folder.sub(name), shard_schema(LIKELIHOOD)
         nulls = pa.nulls(len(self.ids), pa.string())
         columns = [self.ids, self.tokens, *map(pa.array, scores), nulls, nulls]
-        with folder.open_table(SCORES, schema) as write:
-            write(pa.table(columns, schema=schema))
-        self.scores[name] = ScoreTable(FinishedArtifact(name, folder, {}), LIKELIHOOD)
+        folder.write_table(partition_file(SCORES, 0), pa.table(columns, schema=schema))
+        self.scores[name] = ScoreTable(
+            FinishedArtifact(name, folder, {"partitions": 1}), LIKELIHOOD
+        )
 
 
 def _scores(model: PreTrainedModel, encoded: list[tuple[list[int], list[bool]]]) -> np.ndarray:

@@ -1,188 +1,211 @@
-"""Deduplicate the pool: drop or number exact duplicates, write the index, count.
+"""The end of an ingest, on the cluster: exact duplicates found, the index and the rejects written.
 
-The driver sees narrow receipts of all rows, partition by partition; the few parts that hold a
-duplicate are written again.
+A part is never written again: what of its rows is a duplicate stands in `duplicates.parquet`, and
+is dropped or numbered whenever the part is read (dataset.py).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import ray.data
+import ray
 
-from instructdiff_ray.pool.partition import HashPartitions
-from instructdiff_ray.pool.pool import INDEX, POOL, REJECTS, reject_row
-from instructdiff_ray.sample import Reject
+from instructdiff_ray.pool.dataset import duplicates_in, numbered_ids
+from instructdiff_ray.pool.partition import (
+    MOST_PARTITIONS,
+    partition_count,
+    partition_file,
+    partition_numbers,
+)
+from instructdiff_ray.pool.pool import (
+    DUPLICATES,
+    DUPLICATES_FILE,
+    INDEX,
+    REJECT_SOURCE_CHARACTERS,
+    REJECTS,
+    REJECTS_FILE,
+)
+from instructdiff_ray.pool.tasks import for_each_partition, results, task
 from instructdiff_ray.storage.filesystem import Folder
 
-# A row of a part: `block` counts the parts in source order, `row` the rows in one.
-RECEIVED = pa.schema(
+# With 4,096 rows a part, about as many rows as a partition holds.
+PARTS_PER_TASK = 256
+READERS_PER_TASK = 32  # in an object store each file is a wait of its own
+# What is read of all parts: `part` counts them in source order, `row` the rows in one.
+NARROW = pa.schema(
     [
-        ("sample_id", pa.string()),
+        *(field for field in INDEX if field.name != "domain"),
         ("domain", pa.string()),
-        ("tokens", pa.int32()),
-        ("response_tokens", pa.int32()),
-        ("instruction_tokens", pa.int32()),
         ("truncated", pa.bool_()),
-        ("block", pa.int32()),
+        ("part", pa.int32()),
         ("row", pa.int32()),
     ]
 )
-# New sample_id of a row of a block; None where the row goes to the rejects.
-Changes = dict[int, dict[int, str | None]]
 
 
-class Deduplicator:
-    """Takes the receipt of every row, in source order, and decides what is in the pool."""
+class PartCounts(NamedTuple):
+    """Of some parts: rows; samples, duplicates among them; rejects by reason; and the numbers of
+    the parts that have rejects."""
 
-    def __init__(self, keep_duplicates: bool, folder: Folder) -> None:
-        self.keep_duplicates = keep_duplicates
-        self.folder = folder
-        self.blocks: list[str] = []
-        self.rejecting: list[int] = []
-        self.read = 0
-        self.reasons: Counter[str] = Counter()
-        self.partitions = HashPartitions(RECEIVED)
-
-    def add(self, receipt: pa.Table) -> None:
-        """receipt: RECEIPT's columns, a row for each row read; blocks follow each other."""
-        self.read += receipt.num_rows
-        for block in pc.unique(receipt["block"]).to_pylist():
-            rows = receipt.filter(pc.equal(receipt["block"], block))
-            valid = rows.filter(pc.is_null(rows["reason"]))
-            self.reasons.update(rows["reason"].drop_null().to_pylist())
-            if valid.num_rows < rows.num_rows:
-                self.rejecting.append(len(self.blocks))
-            number = pa.array(np.full(valid.num_rows, len(self.blocks), np.int32))
-            positions = pa.array(np.arange(valid.num_rows, dtype=np.int32))
-            columns = valid.select(RECEIVED.names[:-2])
-            self.partitions.add(
-                columns.append_column("block", number).append_column("row", positions)
-            )
-            self.blocks.append(block)
-
-    def finish(self) -> dict[str, Any]:
-        """Drop or number duplicates, write the index, and give what the manifest notes."""
-        with self.partitions:
-            changes, info = self._write_index()
-        dropping = [b for b, rows in changes.items() if None in rows.values()]
-        self._rewrite_parts(changes)
-        rejects = sorted({*self.rejecting, *dropping})
-        return {
-            "digest": info["digest"],
-            "parts": [_part(self.blocks[b], b in changes) for b in info["blocks"]],
-            "rejects": [_rejects(self.blocks[b], b in changes) for b in rejects],
-            "counts": {
-                "read": self.read,
-                "rejected": dict(sorted(self.reasons.items())),
-                "pool": info["pool"],
-                "truncated": info["truncated"],
-            },
-        }
-
-    def _write_index(self) -> tuple[Changes, dict[str, Any]]:
-        changes: Changes = defaultdict(dict)
-        ids_digest, domains_digest = hashlib.sha256(), hashlib.sha256()
-        pool, truncated, blocks = 0, 0, set()
-        with self.folder.open_table("index.parquet", INDEX) as write:
-            for partition in self.partitions.read():
-                rows = self._deduplicate(partition, changes)
-                if rows.num_rows:
-                    write(rows.select(INDEX.names).cast(INDEX))
-                pool += rows.num_rows
-                truncated += pc.sum(rows["truncated"]).as_py() or 0
-                blocks.update(pc.unique(rows["block"]).to_pylist())
-                for digest, name in ((ids_digest, "sample_id"), (domains_digest, "domain")):
-                    digest.update("".join(f"{v}\n" for v in rows[name].to_pylist()).encode())
-        both = hashlib.sha256(ids_digest.digest() + domains_digest.digest())
-        info = {"pool": pool, "truncated": truncated, "blocks": sorted(blocks)}
-        return changes, {"digest": both.hexdigest()[:16], **info}
-
-    def _deduplicate(self, partition: pa.Table, changes: Changes) -> pa.Table:
-        """The partition's samples, sorted by id; what was read again is numbered or dropped."""
-        rows = partition.sort_by([(name, "ascending") for name in ("sample_id", "block", "row")])
-        ids = rows["sample_id"].to_numpy()
-        places = np.arange(len(ids))
-        # Of equal samples the first one read stays: how many stand before a row in its group?
-        starts = np.append(True, ids[1:] != ids[:-1])[: len(ids)]
-        repeats = places - np.maximum.accumulate(np.where(starts, places, 0))
-        again = np.flatnonzero(repeats)
-        names = [f"{ids[i]}-{repeats[i]}" if self.keep_duplicates else None for i in again]
-        moved = rows.take(again)
-        for block, row, name in zip(
-            moved["block"].to_pylist(), moved["row"].to_pylist(), names, strict=True
-        ):
-            changes[block][row] = name
-        if not self.keep_duplicates:
-            if len(again):
-                self.reasons["duplicate"] += len(again)
-            return rows.filter(pa.array(repeats == 0))
-        new = ids.copy()
-        new[again] = names
-        return rows.set_column(0, RECEIVED.field(0), pa.array(new, pa.string())).sort_by(
-            "sample_id"
-        )
-
-    def _rewrite_parts(self, changes: Changes) -> None:
-        """Give the changed rows of each block their new ids; a row with None is a reject."""
-        if not changes:
-            return
-        rejecting = set(self.rejecting)
-        items: list[dict[str, Any]] = [
-            {
-                "block": self.blocks[block],
-                "rows": list(rows),
-                "ids": [name or "" for name in rows.values()],
-                "rejects": block in rejecting,
-            }
-            for block, rows in changes.items()
-        ]
-        dataset = ray.data.from_items(items, override_num_blocks=len(items))
-        for _ in dataset.map(partial(rewrite_part, folder=self.folder)).iter_batches(
-            batch_size=None
-        ):
-            pass
-        for item in items:
-            self.folder.delete(_part(item["block"], False))
-            if item["rejects"]:
-                self.folder.delete(_rejects(item["block"], False))
+    read: int
+    samples: int
+    reasons: Counter[str]
+    rejecting: list[int]
 
 
-def _part(block: str, rewritten: bool) -> str:
-    return f"part-{block}{'-settled' if rewritten else ''}.parquet"
+class PartitionInfo(NamedTuple):
+    """Of a partition's samples: how many, how many are truncated, and hashes of their ids and
+    domains, those of the smallest partitions that there can be; and what was read before, as
+    DUPLICATES."""
+
+    samples: int
+    truncated: int
+    hashes: list[bytes]
+    duplicates: pa.Table
 
 
-def _rejects(block: str, rewritten: bool) -> str:
-    return f"rejects-{block}{'-settled' if rewritten else ''}.parquet"
+def deduplicate(parts: Sequence[str], keep_duplicates: bool, folder: Folder) -> dict[str, Any]:
+    """Drop or number duplicates, write index and rejects, and give what the manifest notes.
 
-
-def rewrite_part(item: dict[str, Any], folder: Folder) -> dict[str, Any]:
-    """Write a block again under new names, so that a task that Ray repeats does no harm."""
-    block = item["block"]
-    old = folder.read_table(_part(block, False))
-    ids: list[str | None] = old["sample_id"].to_pylist()
-    for row, name in zip(item["rows"], item["ids"], strict=True):
-        ids[row] = name or None
-    keep = pa.array([name is not None for name in ids])
-    new = old.set_column(0, POOL.field(0), pa.array(ids, pa.string()))
-    if any(ids):
-        folder.write_table(_part(block, True), new.filter(keep))
-    dropped = old.filter(pc.invert(keep)).to_pylist()
-    rejects = [
-        reject_row(
-            {**row, "text": row["source"]}, Reject("duplicate", f"same as {row['sample_id']}")
-        )
-        for row in dropped
+    parts: names of the parts, in source order. Of equal samples the first in this order stays.
+    """
+    read, numbered = task(_read_narrow, outputs=2), list(enumerate(parts))
+    tasks = [
+        read(numbered[start : start + PARTS_PER_TASK], folder)
+        for start in range(0, len(parts), PARTS_PER_TASK)
     ]
-    if item["rejects"]:
-        rejects += folder.read_table(_rejects(block, False)).to_pylist()
-    if rejects:
-        rejects.sort(key=lambda row: (row["file"], row["line"]))
-        folder.write_table(_rejects(block, True), pa.Table.from_pylist(rejects, REJECTS))
-    return {"block": block}
+    counts = [PartCounts(*each) for each in results([counts for _, counts in tasks])]
+    count = partition_count(sum(each.samples for each in counts))
+    write = partial(_write_partition, count=count, keep_duplicates=keep_duplicates, folder=folder)
+    infos = for_each_partition([table for table, _ in tasks], count, write)
+    duplicates = pa.concat_tables(info.duplicates for info in infos)
+    in_order = [("part", "ascending"), ("row", "ascending")]
+    duplicates = duplicates.sort_by(in_order).combine_chunks()
+    folder.write_table(DUPLICATES_FILE, duplicates)
+    reasons = sum((each.reasons for each in counts), Counter[str]())
+    dropped = DUPLICATES.empty_table() if keep_duplicates else duplicates
+    if dropped.num_rows:
+        reasons["duplicate"] += dropped.num_rows
+    rejecting = {n for each in counts for n in each.rejecting} | {
+        *pc.unique(dropped["part"]).to_pylist()
+    }
+    _write_rejects([(n, parts[n]) for n in sorted(rejecting)], dropped, folder)
+    digest = hashlib.sha256(b"".join(each for info in infos for each in info.hashes))
+    return {
+        "digest": digest.hexdigest()[:16],
+        "parts": list(parts),
+        "partitions": count,
+        "keep_duplicates": keep_duplicates,
+        "counts": {
+            "read": sum(each.read for each in counts),
+            "rejected": dict(sorted(reasons.items())),
+            "pool": sum(info.samples for info in infos),
+            "truncated": sum(info.truncated for info in infos),
+        },
+    }
+
+
+def _read_narrow(parts: Sequence[tuple[int, str]], folder: Folder) -> tuple[pa.Table, PartCounts]:
+    """The samples of these parts as NARROW, and what they count."""
+    names = [*NARROW.names[:-2], "reason"]
+    with ThreadPoolExecutor(READERS_PER_TASK) as threads:
+        tables = list(threads.map(lambda part: folder.read_table(part[1], names), parts))
+    counts = PartCounts(0, 0, Counter(), [])
+    narrow = [NARROW.empty_table()]
+    for (number, _), table in zip(parts, tables, strict=True):
+        valid = pc.is_null(table["reason"])
+        samples = int(pc.sum(valid).as_py() or 0)
+        counts.reasons.update(table["reason"].drop_null().to_pylist())
+        if samples < table.num_rows:
+            counts.rejecting.append(number)
+        counts = counts._replace(
+            read=counts.read + table.num_rows, samples=counts.samples + samples
+        )
+        rows = np.arange(table.num_rows, dtype=np.int32)
+        columns = [*table.drop_columns("reason").columns, np.full_like(rows, number), rows]
+        narrow.append(pa.table(columns, schema=NARROW).filter(valid))
+    return pa.concat_tables(narrow).combine_chunks(), counts
+
+
+def _write_partition(
+    number: int, rows: pa.Table, count: int, keep_duplicates: bool, folder: Folder
+) -> PartitionInfo:
+    """Write a partition of the index, one of `count`. rows: of NARROW, duplicates among them."""
+    rows = rows.sort_by([(name, "ascending") for name in ("sample_id", "part", "row")])
+    ids = rows["sample_id"].to_numpy().copy()
+    places = np.arange(len(ids))
+    # Of equal samples the first one read stays: how many stand before a row in its group?
+    starts = np.append(True, ids[1:] != ids[:-1])[: len(ids)]
+    repeats = (places - np.maximum.accumulate(np.where(starts, places, 0))).astype(np.int32)
+    again = np.flatnonzero(repeats)
+    moved = rows.take(again).append_column("repeat", pa.array(repeats[again]))
+    duplicates = moved.select(DUPLICATES.names)
+    if keep_duplicates:
+        ids[again] = numbered_ids(duplicates).to_numpy(zero_copy_only=False)
+        named = rows.set_column(0, NARROW.field(0), pa.array(ids, pa.string()))
+        rows = named.sort_by("sample_id")
+    else:
+        rows = rows.filter(pa.array(repeats == 0))
+    folder.write_table(partition_file("index", number), rows.select(INDEX.names).cast(INDEX))
+    truncated = pc.sum(rows["truncated"]).as_py() or 0
+    return PartitionInfo(rows.num_rows, truncated, _hashes(number, count, rows), duplicates)
+
+
+def _hashes(number: int, count: int, rows: pa.Table) -> list[bytes]:
+    """The same however many partitions there are."""
+    lines = [
+        f"{sample_id} {domain}\n"
+        for sample_id, domain in zip(
+            rows["sample_id"].to_pylist(), rows["domain"].to_pylist(), strict=True
+        )
+    ]
+    first, end = (MOST_PARTITIONS * n // count for n in (number, number + 1))
+    places = np.searchsorted(partition_numbers(rows, MOST_PARTITIONS), np.arange(first, end + 1))
+    pairs = zip(places, places[1:], strict=False)
+    return [hashlib.sha256("".join(lines[a:b]).encode()).digest() for a, b in pairs]
+
+
+def _write_rejects(parts: Sequence[tuple[int, str]], dropped: pa.Table, folder: Folder) -> None:
+    """Write `rejects.parquet` in source order: the rejects of these parts, and what was dropped."""
+    with folder.open_table(REJECTS_FILE, REJECTS) as write:
+        for table in _rejects_of(parts, dropped, folder) if parts else ():
+            write(table)
+
+
+def _rejects_of(
+    parts: Sequence[tuple[int, str]], dropped: pa.Table, folder: Folder
+) -> Iterator[pa.Table]:
+    read, held = task(read_rejects), ray.put(dropped)
+    tasks = [
+        read(parts[start : start + PARTS_PER_TASK], held, folder)
+        for start in range(0, len(parts), PARTS_PER_TASK)
+    ]
+    return (table for each in tasks for table in results([each]))
+
+
+def read_rejects(parts: Sequence[tuple[int, str]], dropped: pa.Table, folder: Folder) -> pa.Table:
+    """The rejects of these parts, with the duplicates that are dropped, as REJECTS."""
+    with ThreadPoolExecutor(READERS_PER_TASK) as threads:
+        tables = threads.map(lambda part: _rejects_in(part, dropped, folder), parts)
+        return pa.concat_tables(tables)
+
+
+def _rejects_in(part: tuple[int, str], dropped: pa.Table, folder: Folder) -> pa.Table:
+    number, name = part
+    table, again = folder.read_table(name, REJECTS.names), duplicates_in(dropped, number)
+    reasons, details = table["reason"].to_pylist(), table["detail"].to_pylist()
+    for duplicate in again.to_pylist():
+        row = duplicate["row"]
+        reasons[row], details[row] = "duplicate", f"same as {duplicate['sample_id']}"
+    source = pc.utf8_slice_codeunits(table["source"], 0, REJECT_SOURCE_CHARACTERS)
+    columns = {"file": table["file"], "line": table["line"], "reason": reasons, "detail": details}
+    rejects = pa.table([*columns.values(), source], schema=REJECTS)
+    return rejects.filter(pc.is_valid(rejects["reason"]))

@@ -1,22 +1,25 @@
-"""Rows by sample_id, however many: split by the id's first digits, on the local disk if need be.
+"""Rows by sample_id, however many: split by the id's first digits.
 
-A sample_id is a hash in hexadecimal digits, so its first two spread any pool evenly. Sorted one
-after the other, the partitions give the rows in the order of their ids, and no more than one is in
-memory.
+A sample_id is a hash in hexadecimal digits, so its first digits spread any pool evenly. One after
+the other, sorted partitions give the rows in the order of their ids, and a worker holds one.
 """
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Iterator
-from types import TracebackType
-
 import numpy as np
 import pyarrow as pa
 
-PARTITIONS = 64
-BUFFER_ROWS = 1 << 19
+ROWS_PER_PARTITION = 1 << 20
+MOST_PARTITIONS = 1 << 12  # three digits
+
+
+def partition_count(rows: int) -> int:
+    """Into how many partitions so many rows go: a power of two, so that of two tables a partition
+    of the one lies within a partition of the other."""
+    count = 1
+    while count < MOST_PARTITIONS and rows > count * ROWS_PER_PARTITION:
+        count *= 2
+    return count
 
 
 def id_array(table: pa.Table) -> np.ndarray:
@@ -31,10 +34,30 @@ def id_prefixes(table: pa.Table) -> np.ndarray:
     return np.asarray((digits << shifts).sum(axis=1, dtype=np.uint64))
 
 
-def partition_numbers(table: pa.Table) -> np.ndarray:
-    """The partition of each row, 0 to PARTITIONS − 1."""
-    digits = _digits(id_array(table), 2)
-    return np.asarray((digits[:, 0] * 16 + digits[:, 1]) * PARTITIONS // 256)
+def partition_numbers(table: pa.Table, count: int) -> np.ndarray:
+    """The partition of each row, 0 to count − 1; it grows with the id."""
+    first = (_digits(id_array(table), 3) << np.array([8, 4, 0])).sum(axis=1)
+    return np.asarray(first * count // MOST_PARTITIONS)
+
+
+def partition_bounds(number: int, count: int) -> tuple[str, str | None]:
+    """The least id that may be in a partition, and the least that is beyond it (None: none is)."""
+    low, high = (MOST_PARTITIONS * n // count for n in (number, number + 1))
+    return f"{low:03x}", f"{high:03x}" if high < MOST_PARTITIONS else None
+
+
+def split_by_partition(table: pa.Table, count: int) -> list[pa.Table]:
+    """The rows of each partition, in their order."""
+    numbers = partition_numbers(table, count)
+    order = np.argsort(numbers, kind="stable")
+    ends = np.searchsorted(numbers[order], np.arange(count + 1))
+    ordered = table.combine_chunks().take(order)
+    return [ordered.slice(start, end - start) for start, end in zip(ends, ends[1:], strict=False)]
+
+
+def partition_file(kind: str, number: int) -> str:
+    """The name of the file that holds one partition of a table."""
+    return f"{kind}-{number:05}.parquet"
 
 
 def among(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
@@ -51,75 +74,3 @@ def _digits(ids: np.ndarray, count: int) -> np.ndarray:
     letters[:, : ids.dtype.itemsize] = ids.view(np.uint8).reshape(len(ids), ids.dtype.itemsize)
     values = letters[:, :count].astype(np.int64)
     return np.where(values >= ord("a"), values - ord("a") + 10, values - ord("0"))
-
-
-class HashPartitions:
-    """A table that is added to in any order and read partition by partition.
-
-    Up to BUFFER_ROWS rows stay in memory; more go to files in the folder for temporary files.
-    """
-
-    def __init__(self, schema: pa.Schema) -> None:
-        self.schema = schema
-        self._buffer: list[pa.Table] = []
-        self._buffered = 0
-        self._folder: tempfile.TemporaryDirectory | None = None
-        self._writers: list[pa.ipc.RecordBatchFileWriter] = []
-
-    def __enter__(self) -> HashPartitions:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
-    ) -> None:
-        try:
-            self._close()
-        finally:
-            if self._folder:
-                self._folder.cleanup()
-
-    def add(self, table: pa.Table) -> None:
-        self._buffer.append(table.select(self.schema.names).cast(self.schema))
-        self._buffered += table.num_rows
-        if self._buffered >= BUFFER_ROWS:
-            self._spill()
-
-    def read(self) -> Iterator[pa.Table]:
-        """Every partition in turn, empty ones too; its rows are in no order. Ends the adding."""
-        rest = self._split()
-        self._close()
-        for number in range(PARTITIONS):
-            tables = [rest[number]]
-            if self._folder:
-                with pa.memory_map(self._path(number)) as file:
-                    tables.append(pa.ipc.open_file(file).read_all())
-            yield pa.concat_tables(tables)
-
-    def _close(self) -> None:
-        writers, self._writers = self._writers, []
-        for writer in writers:
-            writer.close()
-
-    def _path(self, number: int) -> str:
-        assert self._folder
-        return os.path.join(self._folder.name, f"{number}.arrow")
-
-    def _spill(self) -> None:
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="instructdiff-")
-            self._writers = [
-                pa.ipc.new_file(self._path(number), self.schema) for number in range(PARTITIONS)
-            ]
-        for writer, part in zip(self._writers, self._split(), strict=True):
-            writer.write_table(part)
-
-    def _split(self) -> list[pa.Table]:
-        table = pa.concat_tables([self.schema.empty_table(), *self._buffer]).combine_chunks()
-        self._buffer, self._buffered = [], 0
-        numbers = partition_numbers(table)
-        order = np.argsort(numbers, kind="stable")
-        ends = np.searchsorted(numbers[order], np.arange(PARTITIONS + 1))
-        ordered = table.take(order)
-        return [
-            ordered.slice(start, end - start) for start, end in zip(ends, ends[1:], strict=False)
-        ]

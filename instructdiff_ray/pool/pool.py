@@ -13,13 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from instructdiff_ray.errors import UserError
+from instructdiff_ray.pool.partition import partition_file
 from instructdiff_ray.pool.sampling import draw
 from instructdiff_ray.sample import Reject
 from instructdiff_ray.storage.artifacts import FinishedArtifact
 from instructdiff_ray.storage.filesystem import Folder
 
 PARTS = pa.list_(pa.struct([("kind", pa.string()), ("text", pa.string())]))
-POOL = pa.schema(
+# A row of a file of the pool: a sample, or a reject, which has a reason and no sample_id.
+ROWS = pa.schema(
     [
         ("sample_id", pa.string()),
         ("domain", pa.string()),
@@ -31,6 +33,8 @@ POOL = pa.schema(
         ("source", pa.large_string()),
         ("file", pa.string()),
         ("line", pa.int64()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
     ]
 )
 REJECTS = pa.schema(
@@ -42,11 +46,21 @@ REJECTS = pa.schema(
         ("source", pa.large_string()),
     ]
 )
+# Samples that were read before: where they stand, and how many equal ones were read before them.
+DUPLICATES = pa.schema(
+    [
+        ("part", pa.int32()),
+        ("row", pa.int32()),
+        ("sample_id", pa.string()),
+        ("repeat", pa.int32()),
+    ]
+)
+DUPLICATES_FILE, REJECTS_FILE = "duplicates.parquet", "rejects.parquet"
 # Enough of a rejected row to see what it was; file and line lead to the whole.
 REJECT_SOURCE_CHARACTERS = 10_000
-# One row a sample, sorted by sample_id: all that the driver needs to sample, align and select. A
-# row group holds a partition. `tokens` counts all that a model sees, `instruction_tokens` the
-# question without the template.
+# One row a sample, sorted by sample_id, a file for each partition: all that is needed to sample,
+# align and select. `tokens` counts all that a model sees, `instruction_tokens` the question without
+# the template.
 INDEX = pa.schema(
     [
         ("sample_id", pa.string()),
@@ -81,9 +95,11 @@ class Split:
 class Pool:
     """A finished pool, or a part of one.
 
-    folder: holds `index.parquet` and the part files; parts, rejects: their names, in source order.
+    folder: holds the parts, the index and the rejects; parts: their names, in source order.
     digest: hash of all (sample_id, domain), whatever their order: the pool's identity downstream,
         so that moving or reordering files repeats no model's work.
+    partitions: how many the index has.
+    keep_duplicates: whether samples that were read before have a number, or are no samples.
     counts: read, rejected by reason, pool, truncated.
     split: None: all of it.
     """
@@ -92,20 +108,27 @@ class Pool:
     key: str
     digest: str
     parts: list[str]
-    rejects: list[str]
+    partitions: int
+    keep_duplicates: bool
     counts: dict[str, Any]
     split: Split | None = None
 
     def index(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """The index, or some columns of it, a partition at a time, in the order of sample_id."""
+        for number in range(self.partitions):
+            yield self.read_partition(number, columns)
+
+    def read_partition(self, number: int, columns: list[str] | None = None) -> pa.Table:
+        """A partition of the index, sorted by sample_id."""
+        name, wanted = partition_file("index", number), columns or INDEX.names
         if self.split is None:
-            yield from self.folder.read_row_groups("index.parquet", columns)
-            return
-        wanted = columns or INDEX.names
-        for table in self.folder.read_row_groups("index.parquet", ["sample_id", *wanted]):
-            part = table.filter(pa.array(self.split.mask(table)))
-            if part.num_rows:
-                yield part.select(wanted)
+            return self.folder.read_table(name, wanted)
+        table = self.folder.read_table(name, [*dict.fromkeys(["sample_id", *wanted])])
+        return table.filter(pa.array(self.split.mask(table))).select(wanted)
+
+    def duplicates(self) -> pa.Table:
+        """The rows that were read before, as DUPLICATES, in source order."""
+        return self.folder.read_table(DUPLICATES_FILE).combine_chunks()
 
     def divide(self, ratio: float, seed: int) -> tuple[Pool, Pool]:
         """About `ratio` of the pool, held out, and the rest. UserError where one is empty."""
@@ -156,7 +179,8 @@ def open_pool(finished: FinishedArtifact) -> Pool:
         finished.key,
         info["digest"],
         info["parts"],
-        info["rejects"],
+        info["partitions"],
+        info["keep_duplicates"],
         info["counts"],
     )
 
@@ -179,9 +203,9 @@ def check_rejects(pool: Pool, limit: float, later: Mapping[str, int] | None = No
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in bad.items())
         raise UserError(
             f"{sum(bad.values()):,} of {read:,} rows were rejected ({reasons}), more than"
-            f" data.max_reject_ratio={limit:g}; look at {pool.folder.path}/rejects-*.parquet (and"
-            " for what could not be scored at the like in storage/pieces), and raise it if they"
-            " may go"
+            f" data.max_reject_ratio={limit:g}; look at {pool.folder.path}/{REJECTS_FILE} (and for"
+            " what could not be scored at the rows with a reason in storage/pieces), and raise it"
+            " if they may go"
         )
 
 

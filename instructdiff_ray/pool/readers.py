@@ -44,6 +44,20 @@ class SourceFile:
         return self.path.lower().endswith(tuple(COMPRESSED))
 
 
+@dataclass(frozen=True)
+class FileRange:
+    """What one reader takes of a file: all of it, or the rows that begin in a range of its bytes.
+
+    end: None: up to the file's end. first_line: the number of the first line that begins in the
+        range.
+    """
+
+    file: SourceFile
+    start: int = 0
+    end: int | None = None
+    first_line: int = 1
+
+
 class RawRow(NamedTuple):
     """A row before it is parsed. `line` counts from 1 (a Parquet file's rows likewise)."""
 
@@ -53,11 +67,11 @@ class RawRow(NamedTuple):
     detail: str | None = None
 
 
-def read_rows(file: SourceFile) -> Iterator[RawRow]:
-    """Every row of the file, in order. A damaged file ends with one reject that says where."""
-    last = 0
+def read_rows(source: FileRange) -> Iterator[RawRow]:
+    """Every row of the range, in order. A damaged file ends with one reject that says where."""
+    file, last = source.file, source.first_line - 1
     try:
-        for row in FORMATS[file.format].read(file):
+        for row in FORMATS[file.format].read(source):
             last = row.line
             yield row
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
@@ -83,21 +97,59 @@ def _open(file: SourceFile) -> io.BufferedReader:
     return io.BufferedReader(fs.open_input_stream(path, compression=compression), 1 << 20)
 
 
-def _read_lines(file: SourceFile) -> Iterator[RawRow]:
-    with _open(file) as stream:
-        yield from _lines(stream)
+def _read_lines(source: FileRange) -> Iterator[RawRow]:
+    if source.end is None and not source.start:
+        with _open(source.file) as stream:
+            yield from _lines(stream)
+        return
+    with _open_at(source.file, max(0, source.start - 1)) as stream:
+        # The line that begins before the range is another reader's. It may end just there.
+        skipped = _skip_line(stream) if source.start else 1
+        length = None if source.end is None else source.end - (source.start - 1 + skipped)
+        yield from _lines(stream, source.first_line, length)
 
 
-def _lines(stream: io.BufferedReader) -> Iterator[RawRow]:
-    number = 0
-    while raw := stream.readline(MAX_ROW_BYTES):
-        number += 1
+def count_newlines(file: SourceFile, start: int, end: int) -> int:
+    """How many lines end in this range of the file's bytes. UserError where it can't be read."""
+    count = 0
+    try:
+        with _open_at(file, start) as stream:
+            while start < end and (block := stream.read(min(1 << 20, end - start))):
+                count, start = count + block.count(b"\n"), start + len(block)
+    except OSError as error:
+        raise UserError(f"{file.path} can't be read: {_line(error)}") from error
+    return count
+
+
+def _open_at(file: SourceFile, start: int) -> io.BufferedReader:
+    fs, path = open_filesystem(file.path)
+    stream = fs.open_input_file(path)
+    stream.seek(start)
+    return io.BufferedReader(stream, 1 << 20)
+
+
+def _skip_line(stream: io.BufferedReader) -> int:
+    """Reads to the end of a line, however long; gives the number of its bytes."""
+    skipped = 0
+    while part := stream.readline(MAX_ROW_BYTES):
+        skipped += len(part)
+        if part.endswith(b"\n"):
+            break
+    return skipped
+
+
+def _lines(
+    stream: io.BufferedReader, first_line: int = 1, length: int | None = None
+) -> Iterator[RawRow]:
+    """The lines that begin within so many bytes (None: all)."""
+    number, position = first_line - 1, 0
+    while (length is None or position < length) and (raw := stream.readline(MAX_ROW_BYTES)):
+        number, position = number + 1, position + len(raw)
         cut = len(raw) == MAX_ROW_BYTES and not raw.endswith(b"\n")
         if number == 1:
             raw = raw.removeprefix(b"\xef\xbb\xbf")
         if cut:
-            while (rest := stream.readline(MAX_ROW_BYTES)) and not rest.endswith(b"\n"):
-                pass
+            position += _skip_line(stream)
             detail = f"the line is longer than {MAX_ROW_BYTES} bytes"
             yield RawRow(number, raw[:1000].decode(errors="replace"), "too_large", detail)
         elif line := raw.strip():
@@ -111,9 +163,9 @@ def _decoded(number: int, line: bytes) -> RawRow:
         return RawRow(number, line.decode(errors="replace"), "invalid_utf8", str(error))
 
 
-def _read_json(file: SourceFile) -> Iterator[RawRow]:
+def _read_json(source: FileRange) -> Iterator[RawRow]:
     """A `.json` file is an array of objects, or, as many hubs write it, JSON Lines."""
-    with _open(file) as stream:
+    with _open(source.file) as stream:
         head = stream.peek(1 << 16).removeprefix(b"\xef\xbb\xbf").lstrip()
         if head.startswith(b"["):
             yield from _array_items(stream.read().removeprefix(b"\xef\xbb\xbf"))
@@ -159,10 +211,10 @@ def _skip_space(text: str, position: int) -> int:
     return position
 
 
-def _read_csv(file: SourceFile) -> Iterator[RawRow]:
+def _read_csv(source: FileRange) -> Iterator[RawRow]:
     csv.field_size_limit(MAX_ROW_BYTES)
-    delimiter = "\t" if extension(file.path) == ".tsv" else ","
-    with _open(file) as stream:
+    delimiter = "\t" if extension(source.file.path) == ".tsv" else ","
+    with _open(source.file) as stream:
         # Bytes that are no UTF-8 become lone surrogates, which the row's parser rejects by name.
         text = io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline="")
         # Strict: a quote that is never closed is an error, not one field with the file's rest.
@@ -190,14 +242,38 @@ def _read_csv(file: SourceFile) -> Iterator[RawRow]:
                 yield RawRow(line, _dump(fields), "invalid_csv", detail)
 
 
-def _read_parquet(file: SourceFile) -> Iterator[RawRow]:
-    fs, path = open_filesystem(file.path)
+def _read_parquet(source: FileRange) -> Iterator[RawRow]:
+    fs, path = open_filesystem(source.file.path)
     with fs.open_input_file(path) as stream:
-        number = 0
-        for batch in pq.ParquetFile(stream).iter_batches(batch_size=1024):
+        try:
+            file = pq.ParquetFile(stream)
+        except pa.ArrowInvalid:
+            if source.start:  # whoever reads the beginning says so
+                return
+            raise
+        groups, number = _row_groups(file, source)
+        for batch in file.iter_batches(batch_size=1024, row_groups=groups) if groups else ():
             for row in _batch_rows(batch, number + 1):
                 number += 1
                 yield row
+
+
+def _row_groups(file: pq.ParquetFile, source: FileRange) -> tuple[list[int], int]:
+    """The row groups that begin in the range, and how many rows stand before them."""
+    groups, before = [], 0
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        begin = _begin(group) if group.num_columns else 0
+        if begin < source.start:
+            before += group.num_rows
+        elif source.end is None or begin < source.end:
+            groups.append(number)
+    return groups, before
+
+
+def _begin(group: pq.RowGroupMetaData) -> int:
+    column = group.column(0)
+    return int(column.dictionary_page_offset or column.data_page_offset)
 
 
 def _batch_rows(batch: pa.RecordBatch, first: int) -> list[RawRow]:
@@ -235,18 +311,19 @@ class Format(NamedTuple):
     """A format of source files.
 
     endings: of their names; read: gives their rows; is_text: whether the size of a file that is not
-    compressed is that of the text in it.
+    compressed is that of the text in it; divisible: whether readers can share such a file.
     """
 
     endings: tuple[str, ...]
-    read: Callable[[SourceFile], Iterator[RawRow]]
+    read: Callable[[FileRange], Iterator[RawRow]]
     is_text: bool = True
+    divisible: bool = False
 
 
 FORMATS = {
-    "jsonl": Format((".jsonl", ".ndjson"), _read_lines),
+    "jsonl": Format((".jsonl", ".ndjson"), _read_lines, divisible=True),
     "json": Format((".json",), _read_json),
-    "parquet": Format((".parquet",), _read_parquet, is_text=False),
+    "parquet": Format((".parquet",), _read_parquet, is_text=False, divisible=True),
     "csv": Format((".csv", ".tsv"), _read_csv),
 }
 FORMAT_OF = {ending: name for name, format in FORMATS.items() for ending in format.endings}

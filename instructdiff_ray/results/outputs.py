@@ -10,6 +10,8 @@ from dataclasses import asdict
 from itertools import chain
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import yaml
@@ -18,7 +20,8 @@ from instructdiff_ray.config.run import Config
 from instructdiff_ray.context import RunContext
 from instructdiff_ray.pipeline import Round, score_shown
 from instructdiff_ray.pool.dataset import pool_rows
-from instructdiff_ray.pool.pool import REJECTS, Pool, reject_row
+from instructdiff_ray.pool.partition import among, id_array
+from instructdiff_ray.pool.pool import REJECTS_FILE, Pool, reject_row
 from instructdiff_ray.results.composition import (
     Concentration,
     comparable_draws,
@@ -28,7 +31,7 @@ from instructdiff_ray.results.examples import Shown, choose_examples
 from instructdiff_ray.results.report import render_report
 from instructdiff_ray.results.summary import SUMMARY, summarize
 from instructdiff_ray.sample import Part, Reject
-from instructdiff_ray.selection.ranking import Ranking, selected_ids
+from instructdiff_ray.selection.ranking import Ranking, selected_id_array
 from instructdiff_ray.selection.select import SELECTED
 from instructdiff_ray.storage.filesystem import Folder, open_filesystem
 
@@ -78,7 +81,7 @@ def write_files(
     headings = {heading: [rows[i] for i in chosen] for heading, chosen in places.items()}
     examples = [rows[i]["sample_id"] for i in {*chain(*places.values())}]
     wanted = {row["sample_id"] for row in rows.values()}
-    texts = _write_selected(folder, ranking.pool, {*selected_ids(ranking)}, wanted)
+    texts = _write_selected(folder, ranking.pool, selected_id_array(ranking), wanted)
     _write_rejects(folder, ranking)
     folder.write_bytes("config.yaml", config_text.encode())
     parts = {name: [Part(**part) for part in texts[name]["parts"]] for name in examples}
@@ -125,20 +128,22 @@ def write_ranking(folder: Folder, ranking: Ranking, wanted: set[int]) -> dict[in
 
 
 def _write_selected(
-    folder: Folder, pool: Pool, selected: set[str], wanted: set[str]
+    folder: Folder, pool: Pool, selected: np.ndarray, wanted: set[str]
 ) -> dict[str, dict[str, Any]]:
     """Write `selected.jsonl`, source rows in source order; gives file and parts of what is wanted,
-    by id."""
+    by id. selected: sorted ids."""
     written, texts = 0, {}
     columns = ["sample_id", "file", "source", "parts"]
+    shown = np.array(sorted(wanted), dtype="S")
     with folder.open_output("selected.jsonl") as stream:
-        for table in pool_rows(pool, selected | wanted, columns):
-            for row in table.to_pylist():
-                if row["sample_id"] in selected:
-                    stream.write(row["source"].encode() + b"\n")
-                    written += 1
-                if row["sample_id"] in wanted:
-                    texts[row["sample_id"]] = {"file": row["file"], "parts": row["parts"]}
+        for table in pool_rows(pool, np.union1d(selected, shown), columns):
+            ids = id_array(table)
+            chosen = table.filter(pa.array(among(ids, selected)))
+            for source in chosen["source"].to_pylist():
+                stream.write(source.encode() + b"\n")
+            written += chosen.num_rows
+            for row in table.filter(pa.array(among(ids, shown))).to_pylist():
+                texts[row["sample_id"]] = {"file": row["file"], "parts": row["parts"]}
     assert written == len(selected), f"{written} of {len(selected)} selected rows were found"
     return texts
 
@@ -147,13 +152,14 @@ def _write_rejects(folder: Folder, ranking: Ranking) -> None:
     """Write `rejects.jsonl`: what ingest rejected, then what could not be scored."""
     pool = ranking.pool
     with folder.open_output("rejects.jsonl") as stream:
-        for name in pool.rejects:
-            for row in pool.folder.read_table(name).select(REJECTS.names).to_pylist():
+        for table in pool.folder.read_row_groups(REJECTS_FILE):
+            for row in table.to_pylist():
                 stream.write(_json_line(row))
         unscored = {row["sample_id"]: row for row in ranking.rejected.to_pylist()}
         if not unscored:
             return
-        for table in pool_rows(pool, unscored, ["sample_id", "file", "line", "source"]):
+        ids = np.array(sorted(unscored), dtype="S")
+        for table in pool_rows(pool, ids, ["sample_id", "file", "line", "source"]):
             for row in table.to_pylist():
                 rejected = unscored[row["sample_id"]]
                 reject = Reject(rejected["reason"], rejected["detail"])

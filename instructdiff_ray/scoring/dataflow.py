@@ -1,4 +1,4 @@
-"""The Ray Data pipeline of scoring: read → tokenise → score → write shards."""
+"""The Ray Data pipeline of scoring: read → tokenise → score → write pieces."""
 
 from __future__ import annotations
 
@@ -22,9 +22,13 @@ from instructdiff_ray.scoring.actor import Scorer
 from instructdiff_ray.scoring.blocks import encoded_columns
 from instructdiff_ray.scoring.crash_guard import start_crash_guard
 from instructdiff_ray.scoring.plan import ScorePass, ScoreTarget, Targets, by_encoding
-from instructdiff_ray.scoring.store import shard_schema, write_shards
+from instructdiff_ray.scoring.shards import shard_schema, write_piece
 
-ROWS_PER_BATCH = 1024  # sorted by length together, and written as one shard
+# Rows of a block are sorted by length together, and written as one piece of each model's scores:
+# what is lost with a machine. A GPU should work on one for some seconds, or there are as many files
+# as seconds; operations a second are those of a large GPU that does well.
+ROWS_PER_BATCH, MOST_ROWS_PER_BATCH = 1024, 16384
+SECONDS_PER_BATCH, GPU_OPERATIONS_PER_S = 20, 3e14
 
 
 def score_blocks(
@@ -36,13 +40,14 @@ def score_blocks(
     # Of GPUs, where the user did not say how many an actor has.
     share = gpus if resources.gpus_per_actor is None else 1
     most_actors = max(resources.min_actors, int(resources.max_actors / share))
-    tokenize = Tokenize(list(by_encoding(targets)), None if prefixes is None else ray.put(prefixes))
+    rows = rows_per_batch(scoring_pass, gpus, most_actors)
+    tokenize = Tokenize(list(by_encoding(targets)), prefixes)
     dataset = (
         read_pool(pool, ["sample_id", "parts"])
         .map_batches(tokenize, batch_size=None, batch_format="pyarrow")
         # Ends the tokenising stage: only a strict repartition keeps Ray from fusing it into the
         # scoring actors, where a GPU would wait for it.
-        .repartition(target_num_rows_per_block=ROWS_PER_BATCH, strict=True)
+        .repartition(target_num_rows_per_block=rows, strict=True)
         .map_batches(
             Scorer,
             fn_constructor_kwargs={
@@ -53,7 +58,7 @@ def score_blocks(
                 "gpus": gpus,
                 "guard": start_crash_guard(),
             },
-            batch_size=ROWS_PER_BATCH,
+            batch_size=rows,
             batch_format="pyarrow",
             compute=ActorPoolStrategy(min_size=resources.min_actors, max_size=most_actors),
             num_cpus=1,
@@ -63,9 +68,21 @@ def score_blocks(
             max_restarts=-1,
             max_task_retries=-1,
         )
-        .map_batches(WriteShards(targets), batch_size=None, batch_format="pyarrow")
+        .map_batches(WritePieces(targets), batch_size=None, batch_format="pyarrow")
     )
     return stream(dataset)
+
+
+def rows_per_batch(scoring_pass: ScorePass, gpus: float, actors: int) -> int:
+    """Rows of a block: as many as keep an actor of so many GPUs busy for SECONDS_PER_BATCH, and a
+    quarter of an actor's share at most; on processors ROWS_PER_BATCH."""
+    if not gpus:
+        return ROWS_PER_BATCH
+    parameters = max(target.model.parameters() for target in scoring_pass.targets)
+    operations = 2 * parameters * scoring_pass.tokens / scoring_pass.samples
+    rows = SECONDS_PER_BATCH * GPU_OPERATIONS_PER_S * gpus / operations
+    most = min(MOST_ROWS_PER_BATCH, scoring_pass.samples // (4 * actors))
+    return max(ROWS_PER_BATCH, int(min(rows, most)))
 
 
 class Tokenize:
@@ -90,9 +107,10 @@ class Tokenize:
         return pa.table(columns)
 
 
-class WriteShards:
-    """Writes a block of scores as shards of each target; gives the receipt, one row.
+class WritePieces:
+    """Writes a block of scores as a piece for each target; gives the receipt, one row.
 
+    pieces: name and bytes of each target's, in their order;
     samples, rejected: by encoding, how many were scored, and the reasons of those that were not;
     forward_passes: how each target's were scored, in their order.
     """
@@ -101,11 +119,13 @@ class WriteShards:
         self.targets = targets
 
     def __call__(self, scores: pa.Table) -> pa.Table:
-        rejected = [self._write(group, scores) for group in by_encoding(self.targets).values()]
+        pieces = {target.name: self._write(target, scores) for target in self.targets}
+        rejected = [_reasons(group, scores) for group in by_encoding(self.targets).values()]
         samples = [scores.num_rows - len(reasons) for reasons in rejected]
         throughput = {f.name: pc.sum(scores[f.name]).as_py() for f in fields(Throughput)}
         return pa.table(
             {
+                "pieces": [[pieces[target.name] for target in self.targets]],
                 "samples": [samples],
                 "rejected": pa.array([rejected], pa.list_(pa.list_(pa.string()))),
                 "throughput": [throughput],
@@ -115,13 +135,15 @@ class WriteShards:
             }
         )
 
-    def _write(self, targets: Sequence[ScoreTarget], scores: pa.Table) -> list[str]:
-        """Gives the reasons of the samples that lack some target's score."""
-        reasons: list[str | None] = [None] * scores.num_rows
-        for target in targets:
-            schema = shard_schema(target.encoding.measures)
-            columns = [scores[f"{target.name}_{name}"] for name in schema.names[1:]]
-            write_shards(target.shards, pa.table([scores["sample_id"], *columns], schema=schema))
-            of_target = scores[f"{target.name}_reason"].to_pylist()
-            reasons = [a or b for a, b in zip(reasons, of_target, strict=True)]
-        return [reason for reason in reasons if reason]
+    def _write(self, target: ScoreTarget, scores: pa.Table) -> dict[str, str | int]:
+        schema = shard_schema(target.encoding.measures)
+        columns = [scores[f"{target.name}_{name}"] for name in schema.names[1:]]
+        table = pa.table([scores["sample_id"], *columns], schema=schema)
+        name, size = write_piece(target.shards, table)
+        return {"name": name, "size": size}
+
+
+def _reasons(targets: Sequence[ScoreTarget], scores: pa.Table) -> list[str]:
+    """Of the samples that lack some target's score."""
+    columns = [scores[f"{target.name}_reason"] for target in targets]
+    return [reason for reason in pc.coalesce(*columns).to_pylist() if reason]

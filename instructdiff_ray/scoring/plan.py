@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import ray
 
 from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.model import Model
 from instructdiff_ray.pool.partition import among, id_array, id_prefixes
 from instructdiff_ray.pool.pool import Pool, of_domain
-from instructdiff_ray.scoring.blocks import KILLS_SCORER, OUT_OF_MEMORY
-from instructdiff_ray.scoring.store import ScoreStore, aligned, read_shards
+from instructdiff_ray.pool.tasks import task
+from instructdiff_ray.scoring.scored_rows import ScoredRows, scan
+from instructdiff_ray.scoring.shards import of_machine
+from instructdiff_ray.scoring.store import ScoreStore
 from instructdiff_ray.storage.filesystem import Folder
 
-# What a shard says of whether a sample needs to be scored.
-DONE = pa.schema([("sample_id", pa.string()), ("reason", pa.string())])
+# What says whether a sample needs to be scored.
+DONE = ["sample_id", "reason"]
+Pattern = tuple[bool, ...]  # of each target, whether samples lack it
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,14 @@ def by_encoding(targets: Targets) -> dict[EncoderSpec, list[ScoreTarget]]:
 class ScorePass:
     """One pass over samples that lack the same scores.
 
-    prefixes: of the samples' ids, sorted; None: the whole pool.
-    tokens: about how many are read, for all targets together.
+    prefixes: a reference to those of the samples' ids, sorted; None: the whole pool.
+    tokens: about how many are read, for all targets together; samples: how many are scored.
     """
 
     targets: list[ScoreTarget]
-    prefixes: np.ndarray | None
+    prefixes: ray.ObjectRef | None
     tokens: int
+    samples: int
 
 
 def plan_passes(pool: Pool, stores: Sequence[ScoreStore], most_models: int) -> list[ScorePass]:
@@ -123,47 +127,81 @@ def _fitting(group: Targets, most_models: int) -> list[list[ScoreTarget]]:
 
 def find_lacking(pool: Pool, targets: Targets, domain: str | None = None) -> list[ScorePass]:
     """A pass for each set of targets that some samples, of one domain or of all, lack."""
-    prefixes = defaultdict(list)
-    samples, tokens = Counter[tuple[bool, ...]](), Counter[tuple[bool, ...]]()
-    with ExitStack() as stack:
-        shards = [stack.enter_context(read_shards(target.shards, DONE)) for target in targets]
-        for index, *tables in aligned(pool, *shards):
-            lacks = _lacks(index, tables, domain)
-            columns = [index[length_column(target.encoding)] for target in targets]
-            lengths = np.stack([column.to_numpy() for column in columns], axis=1)
-            for pattern in np.unique(lacks[lacks.any(axis=1)], axis=0):
-                rows = (lacks == pattern).all(axis=1)
-                lacking = tuple(pattern.tolist())
-                prefixes[lacking].append(id_prefixes(index)[rows])
-                samples[lacking] += int(rows.sum())
-                tokens[lacking] += int(lengths[rows][:, pattern].sum())
+    prefixes: list[ray.ObjectRef] = []  # of each partition, by pattern
+
+    def start(scored: Sequence[ScoredRows]) -> list[ray.ObjectRef]:
+        prefixes.clear()
+        find = task(_lacking_in_partition, outputs=2)
+        lengths = [length_column(target.encoding) for target in targets]
+        of_targets, counts = ray.put([*scored]), []
+        for number in range(pool.partitions):
+            of_partition = find(number, pool, of_targets, lengths, domain)
+            counts.append(of_partition[0])
+            prefixes.append(of_partition[1])
+        return counts
+
+    lacking: dict[Pattern, Lacking] = {}
+    for part in scan(pool, [target.shards for target in targets], start):
+        for pattern, (samples, tokens) in part.items():
+            before = lacking.get(pattern, Lacking(0, 0))
+            lacking[pattern] = Lacking(before.samples + samples, before.tokens + tokens)
+    join = task(_join)
     return [
         ScorePass(
-            [target for target, missing in zip(targets, lacking, strict=True) if missing],
+            [target for target, missing in zip(targets, pattern, strict=True) if missing],
             None
-            if samples[lacking] == len(pool) and pool.split is None
-            else np.concatenate(prefixes[lacking]),
-            tokens[lacking],
+            if lacking[pattern].samples == len(pool) and pool.split is None
+            else join(pattern, *prefixes),
+            lacking[pattern].tokens,
+            lacking[pattern].samples,
         )
-        for lacking in sorted(samples, key=lambda lacking: lacking[::-1])
+        for pattern in sorted(lacking, key=lambda pattern: pattern[::-1])
     ]
 
 
-def _lacks(index: pa.Table, scored: Sequence[pa.Table], domain: str | None) -> np.ndarray:
-    """[samples, targets]: whether a sample of the domain needs a target's score."""
-    ids = id_array(index)
-    # What ended with a machine is tried again: this one may be larger.
-    done = [np.sort(id_array(rows.filter(pc.invert(_of_machine(rows))))) for rows in scored]
-    lacks = np.stack([~among(ids, known) for known in done], axis=1)
-    return lacks if domain is None else lacks & of_domain(index, domain)[:, None]
+class Lacking(NamedTuple):
+    """How many samples lack the same scores, and about how many tokens are to be read of them."""
+
+    samples: int
+    tokens: int
+
+
+def _lacking_in_partition(
+    number: int,
+    pool: Pool,
+    scored: Sequence[ScoredRows],
+    lengths: Sequence[str],
+    domain: str | None,
+) -> tuple[dict[Pattern, Lacking], dict[Pattern, np.ndarray]]:
+    """What samples of the partition lack, and the sorted prefixes of their ids. lengths: of each
+    target, the column of the index that says how many tokens it reads."""
+    index = pool.read_partition(number, sorted({*lengths, "sample_id", "domain"}))
+    ids, prefixes = id_array(index), id_prefixes(index)
+    tables = [shards.read(ids, number, pool.partitions, DONE) for shards in scored]
+    lacks = np.stack([~among(ids, _done(table)) for table in tables], axis=1)
+    if domain is not None:
+        lacks &= of_domain(index, domain)[:, None]
+    tokens = np.stack([index[name].to_numpy() for name in lengths], axis=1)
+    counts, of_pattern = {}, {}
+    for row in np.unique(lacks[lacks.any(axis=1)], axis=0):
+        rows, pattern = (lacks == row).all(axis=1), tuple(row.tolist())
+        counts[pattern] = Lacking(int(rows.sum()), int(tokens[rows][:, row].sum()))
+        of_pattern[pattern] = prefixes[rows]
+    return counts, of_pattern
+
+
+def _join(pattern: Pattern, *parts: dict[Pattern, np.ndarray]) -> np.ndarray:
+    return np.concatenate([part[pattern] for part in parts if pattern in part])
+
+
+def _done(rows: pa.Table | None) -> np.ndarray:
+    """The sorted ids of what is scored, or rejected for good."""
+    if rows is None:
+        return np.array([], dtype="S")
+    return np.sort(id_array(rows)[~of_machine(rows)])
 
 
 def length_column(encoding: EncoderSpec) -> str:
     """The column of the index that says about how many tokens are read of a sample: a question for
     a rating is a little longer than the sample."""
     return "response_tokens" if encoding.form == "response" else "tokens"
-
-
-def _of_machine(rows: pa.Table) -> pa.Array:
-    reasons = pa.array([KILLS_SCORER, OUT_OF_MEMORY])
-    return pc.is_in(rows["reason"], value_set=reasons)

@@ -9,9 +9,10 @@ import pyarrow as pa
 
 from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.model import Model, ModelByDomain
+from instructdiff_ray.pool.partition import partition_file
 from instructdiff_ray.storage.artifacts import FinishedArtifact
 
-SCORES = "scores.parquet"
+SCORES = "scores"  # how the files of the partitions begin
 
 
 @dataclass(frozen=True)
@@ -50,4 +51,5 @@ class ScoreTable:
 
     def read(self, columns: list[str]) -> Iterator[pa.Table]:
         """These columns, a partition of the pool at a time."""
-        return self.artifact.folder.read_row_groups(SCORES, columns)
+        for number in range(self.artifact.info["partitions"]):
+            yield self.artifact.folder.read_table(partition_file(SCORES, number), columns)

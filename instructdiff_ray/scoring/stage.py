@@ -1,10 +1,9 @@
 """Score: the pool under one or several models, with Ray Data.
 
-Two kinds of things are kept. *Shards* belong to a scorer (model, encoding, precision) and hold the
-scores of a batch of samples each; they appear whole, while the job runs, and serve whatever pool
-holds these samples: a job that died goes on, a pool that grew scores only what is new. From them
-the *scores* artifact is gathered: one row for each sample of one pool, in the order of its index,
-complete, or not there at all.
+Two kinds of things are kept. *Shards* (shards.py) belong to a scorer (model, encoding, precision);
+they appear while the job runs, and serve whatever pool holds their samples: a job that died goes
+on, a pool that grew scores only what is new. From them the *scores* artifact is gathered: one row
+for each sample of one pool, in the order of its index, complete, or not there at all.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import pyarrow as pa
 
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.engine.throughput import Throughput
+from instructdiff_ray.errors import LostScores
 from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.pool.pool import Pool, check_rejects
 from instructdiff_ray.progress import Progress, Stage
@@ -24,6 +24,7 @@ from instructdiff_ray.resources import require_gpus
 from instructdiff_ray.scoring.dataflow import score_blocks
 from instructdiff_ray.scoring.placement import MOST_MODELS, place
 from instructdiff_ray.scoring.plan import ScorePass, Targets, by_encoding, plan_passes
+from instructdiff_ray.scoring.shards import BackgroundFolds
 from instructdiff_ray.scoring.spec import ScoreSpec, ScoreTable
 from instructdiff_ray.scoring.stats import ScoringStats
 from instructdiff_ray.scoring.store import ScoreStore, gather, score_stores
@@ -59,7 +60,10 @@ def score(
                 finished[key] = artifact
         if missing:
             ordered = [store for store in stores if store in missing]
-            finished.update(_compute(config, pool, ordered, progress, stats))
+            try:
+                finished.update(_compute(config, pool, ordered, progress, stats))
+            except LostScores:  # a file was damaged; it is deleted, so its scores are lacking now
+                finished.update(_compute(config, pool, ordered, progress, stats))
     return {store.spec.name: store.table(finished[store.artifact.key]) for store in stores}
 
 
@@ -86,14 +90,17 @@ def _compute(
     passes, gpus = _plan(config, pool, stores, progress)
     rejected: dict[EncoderSpec, Counter[str]] = defaultdict(Counter)
     tokens = sum(scoring_pass.tokens for scoring_pass in passes)
+    folds = BackgroundFolds()
     with progress.stage("score", "samples", tokens) as stage:
         for scoring_pass in passes:
             targets = scoring_pass.targets
             for receipt in score_blocks(config, pool, scoring_pass, gpus):
                 _account(receipt, targets, rejected, stats, stage)
+                _add_pieces(receipt, targets, folds)
                 for encoding, reasons in rejected.items():
                     if encoding.form == "whole":  # of others, the selection needs it or not
                         check_rejects(pool, config.data.max_reject_ratio, reasons)
+    folds.wait()
     return {store.artifact.key: _gather(pool, store) for store in stores}
 
 
@@ -117,7 +124,14 @@ def _plan(
 def _gather(pool: Pool, store: ScoreStore) -> FinishedArtifact:
     with store.artifact.writer() as writer:
         gather(pool, store.shards, store.spec.encoding.measures, writer.folder)
-        return writer.finish(store.key_inputs, {"samples": len(pool)})
+        info = {"samples": len(pool), "partitions": pool.partitions}
+        return writer.finish(store.key_inputs, info)
+
+
+def _add_pieces(receipt: pa.Table, targets: Targets, folds: BackgroundFolds) -> None:
+    for pieces in receipt["pieces"].to_pylist():
+        for target, piece in zip(targets, pieces, strict=True):
+            folds.add(target.shards, piece["name"], piece["size"])
 
 
 def _account(

@@ -1,33 +1,25 @@
-"""Where scores are kept: shards of what scorers have done, and the gathered scores of a pool.
-
-A shard holds a batch of scores under one model and appears whole. Rows that could not be scored
-stand in shards of their own, `rejects-*.parquet`. Those that a machine was to blame for are tried
-again when scores are next computed. On disk shards are called pieces.
-"""
+"""Where scores are kept: shards of what scorers have done, and the gathered scores of a pool."""
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+import ray
 
-from instructdiff_ray.errors import DamagedFile
-from instructdiff_ray.pool.partition import HashPartitions, among, id_array, partition_numbers
+from instructdiff_ray.errors import LostScores
+from instructdiff_ray.pool.partition import id_array, partition_file
 from instructdiff_ray.pool.pool import Pool, of_domain
+from instructdiff_ray.pool.tasks import task
+from instructdiff_ray.scoring.scored_rows import ScoredRows, scan
+from instructdiff_ray.scoring.shards import one_row_each, shard_schema
 from instructdiff_ray.scoring.spec import SCORES, ScoreSpec, ScoreTable
 from instructdiff_ray.storage.artifacts import Artifact, FinishedArtifact, Storage, make_key
 from instructdiff_ray.storage.filesystem import Folder
 
 VERSION = 2  # of what scoring computes; raise it when the same tokens give other scores
-READ_AHEAD = 32
 
 
 @dataclass(frozen=True)
@@ -68,7 +60,11 @@ def _score_store(spec: ScoreSpec, pool: Pool, precision: str, storage: Storage) 
         for domain in spec.domains()
     }
     by_name = {str(domain): scorer for domain, scorer in scorers.items()}
-    key_inputs = {"scorer": scorers.get(None) or by_name, "pool": pool.digest}
+    key_inputs = {
+        "scorer": scorers.get(None) or by_name,
+        "pool": pool.digest,
+        "partitions": pool.partitions,  # of the index, in step with which scores are read
+    }
     shards = {
         domain: storage.folder("pieces", make_key(**scorer)) for domain, scorer in scorers.items()
     }
@@ -76,83 +72,44 @@ def _score_store(spec: ScoreSpec, pool: Pool, precision: str, storage: Storage) 
     return ScoreStore(spec, artifact, key_inputs, shards)
 
 
-def shard_schema(measures: Sequence[str]) -> pa.Schema:
-    """The measures are null, and reason and detail are not, where a sample could not be scored."""
-    return pa.schema(
-        [("sample_id", pa.string()), ("response_tokens", pa.int32())]
-        + [(measure, pa.float64()) for measure in measures]
-        + [("reason", pa.string()), ("detail", pa.string())]
-    )
-
-
-def write_shards(folder: Folder, scores: pa.Table) -> None:
-    """Write scores: one shard of those that were scored, one of those that were not."""
-    scored = pc.is_null(scores["reason"])
-    for kind, rows in (
-        ("piece", scores.filter(scored)),
-        ("rejects", scores.filter(pc.invert(scored))),
-    ):
-        if rows.num_rows:
-            folder.write_table(f"{kind}-{uuid.uuid4().hex}.parquet", rows)
-
-
-def read_shards(folder: Folder, schema: pa.Schema) -> HashPartitions:
-    """All rows of all shards, with the schema's columns. A damaged shard is deleted, and its rows
-    are missing."""
-    partitions = HashPartitions(schema)
-    names = iter(sorted(name for name in folder.sizes() if name.endswith(".parquet")))
-
-    def read(name: str) -> pa.Table:
-        try:
-            return folder.read_table(name)  # whole, or damage elsewhere goes unnoticed
-        except (DamagedFile, FileNotFoundError):  # another run that noticed it has deleted it
-            return schema.empty_table()
-
-    # Thousands of small files: in an object store each is a wait of its own.
-    with ThreadPoolExecutor(READ_AHEAD) as threads:
-        while batch := list(islice(names, READ_AHEAD)):
-            for table in threads.map(read, batch):
-                partitions.add(table)
-    return partitions
-
-
-def aligned(pool: Pool, *others: HashPartitions) -> Iterator[tuple[pa.Table, ...]]:
-    """Each partition of the pool's index, with the same partition of the others."""
-    index = pool.index()
-    rows = next(index, None)
-    for number, tables in enumerate(zip(*(other.read() for other in others), strict=True)):
-        if rows is not None and partition_numbers(rows.slice(0, 1))[0] == number:
-            yield rows, *tables
-            rows = next(index, None)
-    assert rows is None, "the index is not in the order of partitions"
-
-
 def gather(
     pool: Pool, shards: Mapping[str | None, Folder], measures: Sequence[str], target: Folder
 ) -> None:
-    """Write `scores.parquet`: one row for each sample of the pool, in the index's order.
+    """Write the scores of the pool's samples into `target`, a file for each partition, in the
+    index's order. shards: of each domain, or of all under None.
 
-    shards: of each domain, or of all under None. Two runs at once may both have scored a sample:
-    any of its rows is right, the least is taken, so that the choice does not depend on file names.
+    Raises LostScores where a sample has none: a file was damaged.
     """
-    schema = shard_schema(measures)
-    with ExitStack() as stack:
-        write = stack.enter_context(target.open_table(SCORES, schema))
-        scored = [stack.enter_context(read_shards(folder, schema)) for folder in shards.values()]
-        for index, *tables in aligned(pool, *scored):
-            ids, rows = id_array(index), []
-            for domain, table in zip(shards, tables, strict=True):
-                mask = np.full(len(ids), True) if domain is None else of_domain(index, domain)
-                rows.append(_rows_of(table, ids[mask], measures))
-            scores = pa.concat_tables(rows)
-            write((scores if len(rows) == 1 else scores.sort_by("sample_id")).combine_chunks())
+
+    def start(scored: Sequence[ScoredRows]) -> list[ray.ObjectRef]:
+        gather_partition = task(_gather_partition)
+        by_domain = ray.put(dict(zip(shards, scored, strict=True)))
+        return [
+            gather_partition(number, pool, by_domain, measures, target)
+            for number in range(pool.partitions)
+        ]
+
+    try:
+        scan(pool, [*shards.values()], start)
+    except LostScores:  # perhaps a snapshot was passed over that holds a few of them
+        scan(pool, [*shards.values()], start, every=True)
 
 
-def _rows_of(table: pa.Table, ids: np.ndarray, measures: Sequence[str]) -> pa.Table:
-    """The row of each id, in their order. Raises DamagedFile where one is missing."""
-    scored = id_array(table)
-    order = np.lexsort((*(table[name].to_numpy() for name in reversed(measures)), scored))
-    unique, first = np.unique(scored[order], return_index=True)
-    if not among(ids, unique).all():
-        raise DamagedFile("a piece was damaged and is deleted; the same command goes on")
-    return table.take(order[first[np.searchsorted(unique, ids)]])
+def _gather_partition(
+    number: int,
+    pool: Pool,
+    scored: Mapping[str | None, ScoredRows],
+    measures: Sequence[str],
+    target: Folder,
+) -> None:
+    """scored: of each domain, or of all under None."""
+    index, schema = pool.read_partition(number, ["sample_id", "domain"]), shard_schema(measures)
+    ids, rows = id_array(index), [schema.empty_table()]
+    for domain, shards in scored.items():
+        wanted = ids if domain is None else ids[of_domain(index, domain)]
+        table = shards.read(wanted, number, pool.partitions, schema.names)
+        rows.append(one_row_each(table or schema.empty_table()))
+    scores = pa.concat_tables(rows).sort_by("sample_id")
+    if scores.num_rows < len(ids):
+        raise LostScores("scores were damaged and are deleted; the same command makes them anew")
+    target.write_table(partition_file(SCORES, number), scores)

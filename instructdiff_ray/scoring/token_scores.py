@@ -15,13 +15,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.exceptions import RayError
 
 from instructdiff_ray.config.cluster import ClusterConfig
 from instructdiff_ray.engine.batch import Batch
-from instructdiff_ray.errors import user_error_in
 from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.template import Encoded, Rendered, Span
+from instructdiff_ray.pool.tasks import results
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.sample import Part
 from instructdiff_ray.scoring.actor import load_scorers, scoring_device
@@ -118,12 +117,7 @@ def _run(cluster: ClusterConfig, groups: Sequence[Group]) -> pa.Table:
     gpus = gpus_of_one(cluster, [target.model for target in targets], longest)
     # One call a process: what it holds of memory and of a GPU is free again when it is done.
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_calls=1)(read_tokens)
-    try:
-        table = ray.get(task.remote(groups, cluster.precision, gpus))
-    except RayError as error:
-        if user_error := user_error_in(error):
-            raise user_error from error
-        raise
+    (table,) = results([task.remote(groups, cluster.precision, gpus)])
     assert isinstance(table, pa.Table)
     return table
 

@@ -294,13 +294,17 @@ def _exclude_guarded(
 
 def selected_ids(ranking: Ranking) -> list[str]:
     """The selection's sample ids, sorted."""
+    return [sample_id.decode() for sample_id in selected_id_array(ranking).tolist()]
+
+
+def selected_id_array(ranking: Ranking) -> np.ndarray:
+    """The same as fixed-width bytes: ten million take a third of a gigabyte, strings take one."""
     chosen = pc.equal(ranking.fates, SELECTED)
     ids, start = [], 0
     for index in ranking.pool.index(["sample_id"]):
-        names = index["sample_id"]
         if ranking.rejected.num_rows:
-            unscored = pc.is_in(names, value_set=ranking.rejected["sample_id"])
-            names = names.filter(pc.invert(unscored))
-        ids += names.filter(chosen.slice(start, len(names))).to_pylist()
-        start += len(names)
-    return ids
+            unscored = pc.is_in(index["sample_id"], value_set=ranking.rejected["sample_id"])
+            index = index.filter(pc.invert(unscored))
+        ids.append(id_array(index.filter(chosen.slice(start, index.num_rows))))
+        start += index.num_rows
+    return np.concatenate(ids)

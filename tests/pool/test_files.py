@@ -9,7 +9,7 @@ import pytest
 
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.pool.files import find_files
-from instructdiff_ray.pool.readers import read_rows
+from instructdiff_ray.pool.readers import FileRange, read_rows
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -75,7 +75,7 @@ def test_files_of_any_name_are_found_and_read(tmp_path: Path, name: str) -> None
     (tmp_path / name).write_bytes(b'{"n": 1}')
     for path in (str(tmp_path), f"file://{tmp_path}"):
         (file,) = find_files([path])
-        assert [json.loads(row.text) for row in read_rows(file)] == [{"n": 1}]
+        assert [json.loads(row.text) for row in read_rows(FileRange(file))] == [{"n": 1}]
 
 
 def test_a_files_identity_is_its_path_size_and_time(tmp_path: Path) -> None:

@@ -23,21 +23,21 @@ from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.demo.pool import pool_lines
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.models.model import Model
+from instructdiff_ray.pool import chunks
+from instructdiff_ray.pool.chunks import BYTES_PER_READER, ROWS_PER_CHUNK, reader_groups
 from instructdiff_ray.pool.files import source_files
 from instructdiff_ray.pool.ingest import (
-    BYTES_PER_READER,
-    ROWS_PER_PART,
     ingest,
     pool_artifact,
-    reader_groups,
 )
 from instructdiff_ray.pool.pool import Pool
-from instructdiff_ray.pool.readers import SourceFile
+from instructdiff_ray.pool.readers import FileRange, SourceFile, read_rows
 from instructdiff_ray.pool.sampling import sample_warmup
 from instructdiff_ray.pool.schemas import parse_row
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.sample import sample_id
 from instructdiff_ray.storage.artifacts import Storage
+from tests.pools import rejects, samples
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -76,15 +76,6 @@ def write(path: Path, rows: Sequence[Row | bytes]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"\n".join(lines) + b"\n")
     return path
-
-
-def samples(pool: Pool) -> list[Row]:
-    """The rows of the parts, in the order in which the manifest names them."""
-    return [row for name in pool.parts for row in pool.folder.read_table(name).to_pylist()]
-
-
-def rejects(pool: Pool) -> list[Row]:
-    return [row for name in pool.rejects for row in pool.folder.read_table(name).to_pylist()]
 
 
 def places(rows: list[Row]) -> list[tuple[str, int]]:
@@ -313,8 +304,8 @@ def test_a_pool_of_several_parts_keeps_order_and_drops_duplicates_across_them(
     pool = check(run([one, two]))
     assert pool.counts["rejected"] == {"duplicate": 1000}
     assert pool.counts["read"] == 10_000
-    assert len(pool.parts) >= 10_000 // ROWS_PER_PART
-    assert all(pool.folder.read_table(name).num_rows <= ROWS_PER_PART for name in pool.parts)
+    assert len(pool.parts) >= 10_000 // ROWS_PER_CHUNK
+    assert all(pool.folder.read_table(name).num_rows <= ROWS_PER_CHUNK for name in pool.parts)
     kept = [("b.jsonl", n + 1) for n in range(5000)] + [("a.jsonl", n + 1) for n in range(4000)]
     assert places(samples(pool)) == kept
     assert places(rejects(pool)) == [("b.jsonl", n + 1) for n in range(5000, 6000)]
@@ -472,10 +463,124 @@ def test_small_files_share_a_reader_and_a_large_one_has_its_own() -> None:
     sizes = [half, half, 1, 10 * BYTES_PER_READER, half, 0, half]
     files = [SourceFile(f"/{n}", "jsonl", size, 0) for n, size in enumerate(sizes)]
     found = list(reader_groups(files))
-    assert [file for group in found for file in group] == files
-    assert [[file.size for file in group] for group in found] == [
+    assert [part.file for group in found for part in group] == files
+    assert [[part.file.size for part in group] for group in found] == [
         [half, half],
         [1],
         [10 * BYTES_PER_READER],
         [half, 0, half],
     ]
+
+
+def parts_of(store: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in store.rglob("part-*.parquet")}
+
+
+def test_an_ingest_that_was_killed_parses_only_what_has_no_part(
+    run: Ingest, tmp_path: Path
+) -> None:
+    # A file of several chunks, and three of one, of which no reader has two.
+    big = write(tmp_path / "a.jsonl", [row(n) for n in range(3 * ROWS_PER_CHUNK - 5)])
+    padding = b" " * (BYTES_PER_READER // 2)
+    small = [
+        write(tmp_path / f"{n}.jsonl", [row(n + 10**6), json.dumps(row(n)).encode() + padding])
+        for n in range(4)
+    ]
+    files, store = [big, *small], tmp_path / "store"
+    whole = check(run(files))
+    names = sorted(path.name for path in parts_of(store))
+    assert len(names) >= 3 + 2
+    expected = samples(whole), rejects(whole), whole.digest, whole.counts
+    (manifest,) = store.glob("pool/*/manifest.json")
+    for seed in range(4):
+        manifest.unlink()  # as if the driver had died before the end
+        for path in store.rglob("*"):
+            if path.is_file() and not path.name.startswith("part-"):
+                path.unlink()
+        before = parts_of(store)
+        gone = random.Random(seed).sample(sorted(before), 1 + seed)
+        for path in gone:
+            path.unlink()
+        # As of a worker that was killed before the file had its name.
+        other = next(path for path in before if path not in gone)
+        other.with_name(f"{other.name}.{'0' * 32}.part").write_bytes(other.read_bytes())
+        again = check(run(files))
+        assert (samples(again), rejects(again), again.digest, again.counts) == expected
+        after = parts_of(store)
+        assert {path for path in after if after[path] != before[path]} == {*gone}
+
+
+def test_readers_that_share_a_file_read_each_row_once_and_know_its_line(
+    run: Ingest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row(n) for n in range(500)]
+    lines = [*map(json.dumps, rows[:250]), "", "  ", *map(json.dumps, rows[250:])]
+    text = tmp_path / "a.jsonl"
+    text.write_text("\ufeff" + "\n".join(lines))  # and no end of the last line
+    columns = tmp_path / "b.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), columns, row_group_size=40)
+    for path, places_of in (
+        (text, [*range(1, 251), *range(253, 503)]),
+        (columns, [*range(1, 501)]),
+    ):
+        file = source_files(DataConfig(path=str(path)))[0]
+        expected = [(read.line, read.text) for read in read_rows(FileRange(file))]
+        assert [line for line, _ in expected] == places_of
+        for size in (60, 200, 1000, 4096, 10**6):  # a line has about 70 bytes
+            monkeypatch.setattr(chunks, "BYTES_PER_RANGE", size)
+            monkeypatch.setattr(chunks, "BYTES_PER_READER", 1)
+            groups = chunks.with_lines([*reader_groups([file])])
+            assert len(groups) == max(1, -(-file.size // size))
+            read = [row for group in groups for part in group for row in read_rows(part)]
+            assert [(row.line, row.text) for row in read] == expected
+
+
+@pytest.mark.parametrize("keep_duplicates", [False, True])
+def test_a_pool_of_many_partitions_is_that_of_one(
+    keep_duplicates: bool, run: Ingest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = [n % 300 if n % 7 else n for n in range(800)]
+    paths = [
+        write(tmp_path / f"{name}.jsonl", [row(n) for n in numbers] + [b"broken"])
+        for name in ("one", "many")
+    ]
+    one = check(run(paths[0], keep_duplicates=keep_duplicates))
+    monkeypatch.setattr("instructdiff_ray.pool.partition.ROWS_PER_PARTITION", 50)
+    many = check(run(paths[1], keep_duplicates=keep_duplicates))
+    assert (one.partitions, many.partitions) == (1, 16)
+    assert (many.digest, many.counts) == (one.digest, one.counts)
+    assert pa.concat_tables(many.index()).equals(pa.concat_tables(one.index()))
+    ids = [row["sample_id"] for row in samples(one)]
+    assert [row["sample_id"] for row in samples(many)] == ids
+    assert [row["line"] for row in rejects(many)] == [row["line"] for row in rejects(one)]
+
+
+def test_lines_at_the_borders_of_ranges_are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("instructdiff_ray.pool.readers.MAX_ROW_BYTES", 64)
+    long = b"x" * 300
+    lines = [b'{"n": 1}', long, b"", b'{"n": 2}\r', long + b"\r", b'{"n": 3}', b'{"n": 4}']
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    (file,) = source_files(DataConfig(path=str(path)))
+    expected = [tuple(row) for row in read_rows(FileRange(file))]
+    assert [row[0] for row in expected] == [1, 2, 4, 5, 6, 7]
+    monkeypatch.setattr(chunks, "BYTES_PER_READER", 1)
+    for size in range(1, file.size + 2, 3):
+        monkeypatch.setattr(chunks, "BYTES_PER_RANGE", size)
+        # Without Ray: a task for each border would take a minute.
+        monkeypatch.setattr(chunks, "task", lambda function: function)
+        monkeypatch.setattr(chunks, "results", list)
+        sources = [
+            source for group in chunks.with_lines([*reader_groups([file])]) for source in group
+        ]
+        assert [tuple(row) for source in sources for row in read_rows(source)] == expected
+
+
+def test_what_can_not_be_divided_has_one_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "BYTES_PER_RANGE", 10)
+    names = ["a.jsonl.gz", "a.csv", "a.json", "a.jsonl", "a.parquet"]
+    formats = ["jsonl", "csv", "json", "jsonl", "parquet"]
+    for name, format, readers in zip(names, formats, [1, 1, 1, 10, 10], strict=True):
+        assert len([*reader_groups([SourceFile(f"/{name}", format, 100, 0)])]) == readers

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.pool import readers
 from instructdiff_ray.pool.files import find_files
-from instructdiff_ray.pool.readers import RawRow, read_rows
+from instructdiff_ray.pool.readers import FileRange, RawRow, read_rows
 from instructdiff_ray.pool.schemas import parse_row
 from instructdiff_ray.sample import Reject
 
@@ -101,7 +101,7 @@ COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
 def read(path: Path, data: bytes, format: str | None = None) -> list[RawRow]:
     """The rows of a file of these bytes. Whatever they are, the pool can take them further."""
     path.write_bytes(data)
-    rows = list(read_rows(find_files([str(path)], format)[0]))
+    rows = list(read_rows(FileRange(find_files([str(path)], format)[0])))
     for row in rows:
         pa.array([row.text, row.reason, row.detail], pa.large_string())
         assert (row.reason is None) == (row.detail is None)
@@ -287,7 +287,7 @@ def test_a_file_that_goes_away_stops_the_run_and_loses_no_rows_in_silence(tmp_pa
         (file,) = find_files([str(tmp_path / name)])
         (tmp_path / name).unlink()
         with pytest.raises(UserError, match=name):
-            list(read_rows(file))
+            list(read_rows(FileRange(file)))
 
 
 # Damage

@@ -88,8 +88,8 @@ def test_a_selection_is_read_and_that_of_another_pool_is_refused(tmp_path: Path)
     def pool(ids: list[str]) -> Pool:
         folder = tmp_path / str(len(ids))
         folder.mkdir()
-        pq.write_table(pa.table({"sample_id": ids}), folder / "index.parquet", row_group_size=3)
-        return Pool(Folder(str(folder)), "", "", [], [], {})
+        pq.write_table(pa.table({"sample_id": ids}), folder / "index-00000.parquet")
+        return Pool(Folder(str(folder)), "", "", [], 1, False, {})
 
     assert selection_of(run, pool(ids)) == ids[::3]
     with pytest.raises(UserError, match="1 of the 3 samples that .* has selected are not in this"):

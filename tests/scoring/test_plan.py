@@ -25,6 +25,7 @@ from instructdiff_ray.scoring.stats import ScoringStats
 from instructdiff_ray.scoring.store import score_stores
 from instructdiff_ray.selection.strategies import repeat_scores
 from instructdiff_ray.storage.artifacts import Storage
+from tests.pools import scores_table
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 QUIET = Progress(io.StringIO())
@@ -96,9 +97,7 @@ def test_a_sample_that_one_encoding_can_not_show_is_scored_in_the_others(
     specs = [ScoreSpec("base", model, whole), ScoreSpec("alone", model, whole.alone())]
     scores = score(config, pool, specs, storage, QUIET, stats)
     assert stats.samples == {"base": ROWS, "calibrated": 0, "alone": ROWS - 1}
-    tables = {
-        name: table.artifact.folder.read_table("scores.parquet") for name, table in scores.items()
-    }
+    tables = {name: scores_table(table) for name, table in scores.items()}
     assert tables["base"]["nll"].null_count == 0
     assert tables["alone"]["nll"].null_count == 1
     (row,) = (row for row in tables["alone"].to_pylist() if row["reason"])

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -24,12 +23,13 @@ from instructdiff_ray.pool.ingest import ingest
 from instructdiff_ray.pool.pool import Pool
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.sample import Part
-from instructdiff_ray.scoring.spec import ScoreSpec, ScoreTable
+from instructdiff_ray.scoring.spec import ScoreSpec
 from instructdiff_ray.scoring.stage import score
 from instructdiff_ray.scoring.stats import ScoringStats
 from instructdiff_ray.storage.artifacts import Storage
 from tests.engine.test_metrics import plain_score
 from tests.faults import TRIED_OUT, Gate, killing, with_custom_code
+from tests.pools import samples, scores_table
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 QUIET = Progress(io.StringIO())
@@ -76,10 +76,6 @@ def pool(config: Config, model: Model, ray_session: None) -> Pool:
     return ingest(config, source_files(config.data), model, Storage(config.storage), QUIET)
 
 
-def table_of(scores: ScoreTable) -> pa.Table:
-    return scores.artifact.folder.read_table("scores.parquet")
-
-
 @pytest.fixture(scope="module")
 def other(model: Model) -> Model:
     """A second model with its own identity; its weights happen to be the first one's."""
@@ -91,20 +87,19 @@ def test_every_sample_of_the_pool_is_scored_once_as_the_definition_says(
 ) -> None:
     stats = ScoringStats()
     scores = score(config, pool, whole(config, model), Storage(config.storage), QUIET, stats)
-    table = table_of(scores["base"])
+    table = scores_table(scores["base"])
     assert table["sample_id"].to_pylist() == list(pool.ids())
     assert stats.samples == {"base": len(pool), "calibrated": 0}
     assert stats.tokens == sum(sum(table["tokens"].to_pylist()) for table in pool.index())
     loaded, encoder = model.load("fp32"), EncoderSpec.of(config, model).encoder()
     rows = {row["sample_id"]: row for row in table.to_pylist()}
-    for name in pool.parts:
-        for row in pool.folder.read_table(name).to_pylist():
-            (encoded,) = encoder.encode([[Part(**part) for part in row["parts"]]])
-            assert isinstance(encoded, Encoded)
-            found = rows[row["sample_id"]]
-            expected = plain_score(loaded, encoded.input_ids, encoded.response)
-            assert (found["nll"], found["entropy"]) == pytest.approx(expected, abs=1e-4)
-            assert found["response_tokens"] == row["response_tokens"] == sum(encoded.response)
+    for row in samples(pool):
+        (encoded,) = encoder.encode([[Part(**part) for part in row["parts"]]])
+        assert isinstance(encoded, Encoded)
+        found = rows[row["sample_id"]]
+        expected = plain_score(loaded, encoded.input_ids, encoded.response)
+        assert (found["nll"], found["entropy"]) == pytest.approx(expected, abs=1e-4)
+        assert found["response_tokens"] == row["response_tokens"] == sum(encoded.response)
 
 
 def test_two_models_share_a_pass_and_each_lacks_only_what_is_missing(
@@ -115,21 +110,24 @@ def test_two_models_share_a_pass_and_each_lacks_only_what_is_missing(
     models = whole(config, model, calibrated=other)
     scores = score(config, pool, models, storage, QUIET, stats)
     assert stats.samples == {"base": len(pool), "calibrated": len(pool)}
-    expected = table_of(scores["base"])
-    assert expected.equals(table_of(scores["calibrated"]))
-    # One piece of one model was damaged (a bit, and not the size) before the scores were gathered.
-    pieces = sorted(Path(tmp_path, "pieces").glob("*/*.parquet"))
-    lost = pq.read_table(pieces[0]).num_rows
-    data = bytearray(pieces[0].read_bytes())
-    data[len(data) // 3] ^= 1
-    pieces[0].write_bytes(data)
+    expected = scores_table(scores["base"])
+    assert expected.equals(scores_table(scores["calibrated"]))
+    # A file of one model was damaged (a bit, and not the size) before the scores were gathered.
+    files = sorted(Path(tmp_path, "pieces").glob("*/snapshot-*/*.parquet"))
+    lost = pq.read_table(files[0]).num_rows
+    # In a column that only the gathering reads, when all seems to be scored.
+    column = pq.read_metadata(files[0]).row_group(0).column(3)
+    assert column.path_in_schema == "entropy"
+    data = bytearray(files[0].read_bytes())
+    data[column.data_page_offset + column.total_compressed_size // 2] ^= 1
+    files[0].write_bytes(data)
     for manifest in Path(tmp_path, "scores").glob("*/manifest.json"):
         manifest.unlink()
     again = ScoringStats()
     rebuilt = score(config, pool, models, storage, QUIET, again)
-    assert table_of(rebuilt["base"]).equals(expected)
+    assert scores_table(rebuilt["base"]).equals(expected)
     assert sorted(again.samples.values()) == [0, lost]
-    assert not pieces[0].exists()
+    assert not files[0].exists()
 
 
 @pytest.mark.slow
@@ -146,7 +144,7 @@ def test_one_model_a_pass_gives_the_scores_of_both_at_once_to_the_last_bit(
         one_way = replace(config, cluster=replace(config.cluster, score=resources))
         storage, stats = Storage(str(tmp_path / str(count))), ScoringStats()
         scores = score(one_way, pool, models, storage, QUIET, stats)
-        tables.append({name: table_of(table) for name, table in scores.items()})
+        tables.append({name: scores_table(table) for name, table in scores.items()})
         assert stats.samples == {"base": len(pool), "calibrated": len(pool)}
     assert tables[0] == tables[1]
 
@@ -157,14 +155,14 @@ def test_several_actors_and_small_batches_give_the_same_scores(
 ) -> None:
     cluster = ClusterConfig(score=ScoreResources(min_actors=2, max_actors=2, tokens_per_batch=50))
     other_way = replace(config, cluster=cluster)
-    scores = table_of(
+    scores = scores_table(
         score(other_way, pool, whole(config, model), Storage(str(tmp_path)), QUIET, ScoringStats())[
             "base"
         ]
     )
     storage = Storage(config.storage)
     alone = score(config, pool, whole(config, model), storage, QUIET, ScoringStats())
-    expected = table_of(alone["base"])
+    expected = scores_table(alone["base"])
     for name in ("nll", "entropy"):
         assert np.allclose(scores[name].to_numpy(), expected[name].to_numpy(), atol=1e-5)
 
@@ -202,22 +200,21 @@ def test_a_sample_that_kills_its_scorer_becomes_a_reject_and_the_others_are_scor
 ) -> None:
     storage = Storage(config.storage)
     undisturbed = score(config, pool, whole(config, model), storage, QUIET, ScoringStats())
-    expected = table_of(undisturbed["base"])
+    expected = scores_table(undisturbed["base"])
     # A token that few samples hold: the model's own code dies of it.
     encoder = EncoderSpec.of(config, model).encoder()
     holders: dict[int, set[str]] = {}
-    for name in pool.parts:
-        for row in pool.folder.read_table(name).to_pylist():
-            (encoded,) = encoder.encode([[Part(**part) for part in row["parts"]]])
-            assert isinstance(encoded, Encoded)
-            for token in encoded.input_ids:
-                holders.setdefault(token, set()).add(row["sample_id"])
+    for row in samples(pool):
+        (encoded,) = encoder.encode([[Part(**part) for part in row["parts"]]])
+        assert isinstance(encoded, Encoded)
+        for token in encoded.input_ids:
+            holders.setdefault(token, set()).add(row["sample_id"])
     token, killers = min(holders.items(), key=lambda item: (len(item[1]), item[0]))
     code = DIES_ON_A_TOKEN.format(parent=type(model.load("fp32")).__name__, token=token)
     dying = with_custom_code(model, tmp_path / "dying", code)
     stats = ScoringStats()
     scores = score(config, pool, whole(config, dying), Storage(str(tmp_path)), QUIET, stats)
-    found = {row["sample_id"]: row for row in table_of(scores["base"]).to_pylist()}
+    found = {row["sample_id"]: row for row in scores_table(scores["base"]).to_pylist()}
     assert stats.samples["base"] == len(pool) - len(killers)
     for row in expected.to_pylist():
         if row["sample_id"] in killers:
@@ -261,7 +258,7 @@ def test_a_device_that_fails_costs_its_scorer_and_no_sample(
     assert stats.samples["base"] == len(pool)
     assert [*stats.forward_passes] == ["base"]
     assert "packed samples, attention sdpa, head in" in stats.forward_passes["base"][0]
-    found, expected = table_of(scores["base"]), table_of(undisturbed["base"])
+    found, expected = scores_table(scores["base"]), scores_table(undisturbed["base"])
     for name in ("nll", "entropy"):
         assert np.allclose(found[name].to_numpy(), expected[name].to_numpy(), atol=1e-5)
 
@@ -272,13 +269,13 @@ def test_a_scorer_that_is_killed_is_replaced_and_its_rows_are_scored_again(
 ) -> None:
     storage = Storage(config.storage)
     undisturbed = score(config, pool, whole(config, model), storage, QUIET, ScoringStats())
-    expected = table_of(undisturbed["base"])
+    expected = scores_table(undisturbed["base"])
     gate, stats = Gate(tmp_path / "gate"), ScoringStats()
     gated = gate.model(model, tmp_path / "model")
     # First on the block, and then on a sample of it alone, which is no reason to give that one up.
     with killing(gate, after=TRIED_OUT, times=2):
         scores = score(config, pool, whole(config, gated), Storage(str(tmp_path)), QUIET, stats)
     assert stats.samples["base"] == len(pool)
-    found = table_of(scores["base"])
+    found = scores_table(scores["base"])
     for name in ("nll", "entropy"):
         assert np.allclose(found[name].to_numpy(), expected[name].to_numpy(), atol=1e-5)

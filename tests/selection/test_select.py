@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from instructdiff_ray.config.selection import SelectConfig
 from instructdiff_ray.models.encoding import LIKELIHOOD
+from instructdiff_ray.pool.partition import partition_file, split_by_partition
 from instructdiff_ray.pool.pool import INDEX, Pool
-from instructdiff_ray.scoring.spec import ScoreTable
-from instructdiff_ray.scoring.store import shard_schema
+from instructdiff_ray.scoring.shards import shard_schema
+from instructdiff_ray.scoring.spec import SCORES, ScoreTable
 from instructdiff_ray.selection.batches import RankingInputs
 from instructdiff_ray.selection.counts import by_domain, fate_counts, scored_counts
 from instructdiff_ray.selection.ranking import RANKING, rank, selected_ids
@@ -174,39 +175,33 @@ def pool(tmp_path: Path) -> Pool:
 
 
 def make_pool(folder: Path, domains: list[str], tokens: list[int], truncated: int = 0) -> Pool:
-    """A pool of which only the index is there, in two row groups; and three rejects."""
+    """A pool of which only the index is there, in two partitions; and three rejects."""
     rng, count = random.Random(0), len(tokens)
     ids = sorted(f"{rng.getrandbits(128):032x}" for _ in range(count))
     columns = [ids, pa.array(domains).dictionary_encode(), *[pa.array(tokens, pa.int32())] * 3]
     index = pa.table(columns, names=INDEX.names).cast(INDEX)
-    with Folder(str(folder)).open_table("index.parquet", INDEX) as write:
-        write(index.slice(0, 60))
-        write(index.slice(60))
+    for number, part in enumerate(split_by_partition(index, 2)):
+        Folder(str(folder)).write_table(partition_file("index", number), part)
     counts = {"read": count + 3, "rejected": {"empty_response": 3}, "pool": count}
     counts["truncated"] = truncated
-    return Pool(Folder(str(folder)), "key", "digest", [], [], counts)
+    return Pool(Folder(str(folder)), "key", "digest", [], 2, False, counts)
 
 
 def written_scores(pool: Pool, name: str, columns: np.ndarray, lost: set[int]) -> ScoreTable:
     """Scores as the gathering leaves them; those of the rows `lost` could not be computed."""
     folder, start = pool.folder.sub(name), 0
-    with folder.open_table("scores.parquet", SHARD) as write:
-        for index in pool.index():
-            rows = range(start, start + index.num_rows)
-            nll, entropy = ([None if r in lost else c[r] for r in rows] for c in columns)
-            reasons = ["not_finite" if r in lost else None for r in rows]
-            values = [index["sample_id"], index["response_tokens"], nll, entropy, reasons, reasons]
-            write(
-                pa.table(
-                    [
-                        pa.array(v, f.type) if isinstance(v, list) else v
-                        for v, f in zip(values, SHARD, strict=True)
-                    ],
-                    schema=SHARD,
-                )
-            )
-            start += index.num_rows
-    return ScoreTable(FinishedArtifact(name, folder, {}), LIKELIHOOD)
+    for number, index in enumerate(pool.index()):
+        rows = range(start, start + index.num_rows)
+        nll, entropy = ([None if r in lost else c[r] for r in rows] for c in columns)
+        reasons = ["not_finite" if r in lost else None for r in rows]
+        values = [index["sample_id"], index["response_tokens"], nll, entropy, reasons, reasons]
+        arrays = [
+            pa.array(v, f.type) if isinstance(v, list) else v
+            for v, f in zip(values, SHARD, strict=True)
+        ]
+        folder.write_table(partition_file(SCORES, number), pa.table(arrays, schema=SHARD))
+        start += index.num_rows
+    return ScoreTable(FinishedArtifact(name, folder, {"partitions": pool.partitions}), LIKELIHOOD)
 
 
 def test_the_ranking_holds_deltas_of_the_right_sign_and_its_counts_add_up(pool: Pool) -> None:

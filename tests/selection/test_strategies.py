@@ -34,7 +34,7 @@ from instructdiff_ray.pool.sampling import floor_share
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.scoring.actor import Scorer
 from instructdiff_ray.scoring.crash_guard import start_crash_guard
-from instructdiff_ray.scoring.dataflow import Tokenize, WriteShards
+from instructdiff_ray.scoring.dataflow import Tokenize, WritePieces
 from instructdiff_ray.scoring.plan import ScoreTarget
 from instructdiff_ray.scoring.spec import ScoreSpec, ScoreTable
 from instructdiff_ray.scoring.store import gather
@@ -49,6 +49,7 @@ from instructdiff_ray.selection.requirements import (
 from instructdiff_ray.selection.strategies import STRATEGIES
 from instructdiff_ray.storage.artifacts import FinishedArtifact, Storage
 from tests.engine.test_metrics import plain_score
+from tests.pools import samples, samples_table
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 QUIET = Progress(io.StringIO())
@@ -108,12 +109,11 @@ def score_here(pool: Pool, specs: Sequence[ScoreSpec], storage: Storage) -> dict
         shards = storage.folder("pieces", spec.name)
         targets = [ScoreTarget(spec.name, spec.model_of(None), spec.encoding, shards)]
         scorer = Scorer(targets, "fp32", 1024, 1, 0, start_crash_guard())
-        for part in pool.parts:
-            rows = pool.folder.read_table(part, ["sample_id", "parts"])
-            WriteShards(targets)(scorer(Tokenize([spec.encoding], None)(rows)))
+        rows = samples_table(pool, ["sample_id", "parts"])
+        WritePieces(targets)(scorer(Tokenize([spec.encoding], None)(rows)))
         gathered = storage.folder("gathered", spec.name)
         gather(pool, {None: shards}, spec.encoding.measures, gathered)
-        finished = FinishedArtifact(spec.name, gathered, {})
+        finished = FinishedArtifact(spec.name, gathered, {"partitions": pool.partitions})
         scores[spec.name] = ScoreTable(finished, spec.encoding.measures)
     torch.set_num_threads(threads)
     return scores
@@ -134,10 +134,9 @@ class Row(NamedTuple):
 
 def rows_of(pool: Pool) -> list[Row]:
     rows = []
-    for name in pool.parts:
-        for row in pool.folder.read_table(name).to_pylist():
-            parts = [(part["kind"], part["text"]) for part in row["parts"]]
-            rows.append(Row(row["sample_id"], row["domain"], row["response_tokens"], parts))
+    for row in samples(pool):
+        parts = [(part["kind"], part["text"]) for part in row["parts"]]
+        rows.append(Row(row["sample_id"], row["domain"], row["response_tokens"], parts))
     return sorted(rows)
 
 

@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +23,7 @@ from pyarrow import fs as pafs
 
 from instructdiff_ray.errors import DamagedFile, UserError
 from instructdiff_ray.pool.files import find_files
-from instructdiff_ray.pool.readers import read_rows
+from instructdiff_ray.pool.readers import FileRange, read_rows
 from instructdiff_ray.storage.artifacts import MANIFEST, Artifact, Storage, make_key
 from instructdiff_ray.storage.filesystem import PARQUET, Folder, absolute, join, open_filesystem
 from instructdiff_ray.storage.local_copy import local_copy
@@ -384,7 +385,7 @@ def test_a_copy_that_several_ask_for_at_once_is_one_and_never_seen_half_made(
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        for folder in (path for path in cache.glob("*") if path.suffix not in (".part", ".lock")):
+        for folder in (path for path in cache.glob("*") if not path.suffix):
             assert (folder / "weights.bin").stat().st_size == size
         time.sleep(0.001)
     assert len(copies) == 4
@@ -393,7 +394,43 @@ def test_a_copy_that_several_ask_for_at_once_is_one_and_never_seen_half_made(
 
 def copies_in(cache: Path) -> list[str]:
     """Copies, whole or not; the locks beside them stay."""
-    return [str(path) for path in cache.iterdir() if path.suffix != ".lock"]
+    return [str(path) for path in cache.iterdir() if path.suffix not in (".lock", ".used")]
+
+
+USES = """
+import sys, time
+from instructdiff_ray.storage.local_copy import local_copy
+print(local_copy(sys.argv[1]), flush=True)
+time.sleep(600)
+"""
+
+
+def test_copies_make_room_the_longest_unused_first_and_none_that_is_used(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "abcd":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights.bin").write_bytes(bytes(1000))
+    remote = {name: f"file://{tmp_path / name}" for name in "abcd"}
+
+    def copied_elsewhere(name: str) -> Path:
+        """By a process that has ended."""
+        code = USES.replace("time.sleep(600)", "")
+        command = [sys.executable, "-c", code, remote[name]]
+        return Path(subprocess.check_output(command, text=True).strip())
+
+    command = [sys.executable, "-c", USES, remote["a"]]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as user:
+        assert user.stdout
+        used = Path(user.stdout.readline().strip())
+        older, newer = copied_elsewhere("b"), copied_elsewhere("c")
+        for age, copy in enumerate((newer, older, used)):
+            os.utime(copy, (1e9 - age, 1e9 - age))
+        disk = SimpleNamespace(free=3000)
+        monkeypatch.setattr("shutil.disk_usage", lambda _: disk)
+        last = Path(local_copy(remote["d"]))  # half of 3,000 and three copies: three have room
+        assert [path.exists() for path in (used, older, newer, last)] == [True, False, True, True]
+        user.kill()
 
 
 def test_a_remote_folder_that_is_missing_is_the_users_error(tmp_path: Path, cache: Path) -> None:
@@ -477,7 +514,7 @@ def test_pools_are_read_from_an_object_store(bucket: str) -> None:
     with pytest.raises(UserError, match=f"data.path={bucket}/missing does not exist"):
         find_files([f"{bucket}/missing"])
     files = find_files([f"{bucket}/pools/"])
-    rows = [(file.path, row.line, row.text) for file in files for row in read_rows(file)]
+    rows = [(file.path, row.line, row.text) for file in files for row in read_rows(FileRange(file))]
     assert rows == [
         (f"{bucket}/pools/a%20first.jsonl", 1, '{"n": 1}'),
         (f"{bucket}/pools/a%20first.jsonl", 3, '{"n": 2}'),
@@ -487,7 +524,7 @@ def test_pools_are_read_from_an_object_store(bucket: str) -> None:
     folder.delete("b/second.jsonl")
     # Gone between the listing and the reading: an error that names it, not a row less.
     with pytest.raises(UserError, match="second"):
-        list(read_rows(files[1]))
+        list(read_rows(FileRange(files[1])))
 
 
 def pq_bytes(table: pa.Table) -> bytes:

@@ -29,6 +29,7 @@ from instructdiff_ray.scoring.plan import ScoreTarget
 from instructdiff_ray.storage.filesystem import Folder
 from instructdiff_ray.training.adapter import with_adapter
 from tests.engine.test_metrics import plain_score
+from tests.pools import samples
 from tests.test_pipeline import run_method
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -60,7 +61,7 @@ def test_an_adapter_is_trained_and_scores_beside_the_base_model(
     base = model.load("fp32")
     plain = {"base": base, "calibrated": PeftModel.from_pretrained(model.load("fp32"), str(folder))}
     encoder, pool = EncoderSpec.of(config, model).encoder(), ingest_pool(run.context, build=False)
-    for row in pool.folder.read_table(pool.parts[0]).to_pylist()[:5]:
+    for row in samples(pool)[:5]:
         (encoded,) = encoder.encode([[Part(**part) for part in row["parts"]]])
         assert isinstance(encoded, Encoded)
         found = ranking[row["sample_id"]]

@@ -7,7 +7,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 
 from instructdiff_ray.config.data import DataConfig, ModelConfig
@@ -24,6 +23,7 @@ from instructdiff_ray.progress import Progress
 from instructdiff_ray.sample import Part
 from instructdiff_ray.storage.filesystem import Folder
 from instructdiff_ray.training.training_set import IGNORED, Examples, write_examples
+from tests.pools import samples_table
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -51,8 +51,7 @@ def pool(config: Config) -> Pool:
 
 
 def rows(pool: Pool) -> list[dict]:
-    parts = [pool.folder.read_table(name, ["sample_id", "parts"]) for name in pool.parts]
-    return pa.concat_tables(parts).sort_by("sample_id").to_pylist()
+    return samples_table(pool, ["sample_id", "parts"]).sort_by("sample_id").to_pylist()
 
 
 def test_the_chosen_samples_come_in_the_order_of_their_ids_as_each_is_encoded_alone(

@@ -1,0 +1,59 @@
+"""Work on the cluster that is no stream of blocks: results of Ray tasks, and rows brought together
+by partition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import ray
+from ray.exceptions import RayError
+
+from instructdiff_ray.errors import user_error_in
+from instructdiff_ray.pool.partition import split_by_partition
+
+Result = TypeVar("Result")
+
+
+def task(function: Callable[..., Any], outputs: int = 1) -> Callable[..., Any]:
+    """What starts this function as a Ray task, and gives a reference to its result, or a list of as
+    many as `outputs`."""
+    return ray.remote(num_returns=outputs)(function).remote
+
+
+def results(refs: Iterable[ray.ObjectRef]) -> list[Any]:
+    """What these tasks gave. What is a UserError to a task, or the end of a machine's disk or
+    memory, is a UserError here."""
+    try:
+        return list(ray.get(list(refs)))
+    except RayError as error:
+        if user_error := user_error_in(error):
+            raise user_error from error
+        raise
+
+
+def for_each_partition(
+    tables: Sequence[ray.ObjectRef], count: int, work: Callable[[int, pa.Table], Result]
+) -> list[Result]:
+    """What `work` makes of each partition's number and rows. tables: have a sample_id.
+
+    Each task that splits a table gives a part to each partition, and parts below 100 KB travel by
+    way of the driver: so tables should have at least as many rows as a partition.
+    """
+    split, gather = task(_split, count), task(_gather)
+    parts = [split(table, count) for table in tables]
+    gathered = []
+    for number in range(count):
+        of_partition = parts if count == 1 else [each[number] for each in parts]
+        gathered.append(gather(work, number, *of_partition))
+    return results(gathered)
+
+
+def _split(table: pa.Table, count: int) -> Any:
+    parts = split_by_partition(table, count)
+    return parts[0] if count == 1 else tuple(part.combine_chunks() for part in parts)
+
+
+def _gather(work: Callable[[int, pa.Table], Result], number: int, *parts: pa.Table) -> Result:
+    return work(number, pa.concat_tables(parts).combine_chunks())
