@@ -132,7 +132,7 @@ def _parse_groups(
     left = [n for n in range(len(groups)) if n not in parsed or not parsed[n].complete]
     if not left:
         return
-    stage.total = _bytes([part for n in left for part in groups[n]])
+    stage.total = _bytes([source for n in left for source in groups[n]])
     groups = with_lines(groups)
     read = partial(
         read_chunks,
@@ -179,10 +179,11 @@ def _check_complete(groups: int, parts: Sequence[str]) -> None:
 
 def _bytes(ranges: Sequence[FileRange]) -> int | None:
     """Bytes of text to come, where the files' sizes tell it."""
-    files = [part.file for part in ranges]
+    files = [source.file for source in ranges]
     if any(file.compressed or not FORMATS[file.format].is_text for file in files):
         return None
-    return sum((part.file.size if part.end is None else part.end) - part.start for part in ranges)
+    ends = (source.file.size if source.end is None else source.end for source in ranges)
+    return sum(end - source.start for source, end in zip(ranges, ends, strict=True))
 
 
 class ParseRows:
