@@ -31,14 +31,12 @@ class Server:
     read, written: path → how often it, or its size, was asked for, and how often it was put.
     trouble: the share of requests that are answered 503, cut off, or answered late, each a third;
         where it is 1, all are answered 503.
-    held: says of a path whether its object is kept back for now.
     """
 
     def __init__(self) -> None:
         self.read: Counter[str] = Counter()
         self.written: Counter[str] = Counter()
         self.trouble = 0.0
-        self.held: Callable[[str], bool] = lambda path: False
         logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it notes every request
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._random, self._lock = random.Random(0), threading.Lock()
@@ -77,8 +75,6 @@ class Server:
             self.written[path] += method == "PUT"
             kind = self._random.choice("fcl") if self._random.random() < self.trouble else ""
             kind = "f" if self.trouble == 1 else kind
-        while method == "GET" and self.held(path):
-            time.sleep(0.05)
         if kind == "f":
             start_response("503 Slow Down", [("Content-Length", "0")])
             return []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from instructdiff_ray.config.run import Config
 from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.demo.pool import write_pool
 from instructdiff_ray.models.model import Model
-from instructdiff_ray.pool.chunks import ROWS_PER_CHUNK
 from instructdiff_ray.storage.filesystem import Folder
 from tests.faults import Gate, started
 from tests.s3 import Server
@@ -136,39 +134,6 @@ def test_where_a_tenth_of_the_requests_fail_or_are_late_it_selects_the_same(
     finally:
         s3.trouble = 0.0
     assert selection(root) == selection(str(on_disk))
-
-
-@pytest.mark.slow
-def test_an_ingest_that_is_killed_ten_times_parses_hardly_anything_twice(
-    settings: list[str], s3: Server, tmp_path: Path
-) -> None:
-    files, rows = 11, 9_000  # of more than 4 MiB, so that each has a reader
-    text = "What is to be said of it? " * 19
-    for number in range(files):
-        lines = (json.dumps({"question": f"{number} {n}", "answer": text}) for n in range(rows))
-        Folder(s3.uri).write_bytes(f"large/{number}.jsonl", "\n".join(lines).encode())
-    storage = Folder(f"{s3.uri}/killed")
-    ingest = [sys.executable, str(ROOT / "jobs/ingest.py"), *settings]
-    ingest += [f"data.path={s3.uri}/large/", f"storage={storage.path}"]
-
-    def finished() -> int:
-        """Files of which all rows are in parts."""
-        return sum(name.endswith("-last.parquet") for name in storage.sizes())
-
-    s3.written.clear()
-    for number in range(1, files):
-        # Files from this one on are kept back, so the ingest does not end by itself.
-        s3.held = lambda path, first=number: "/large/" in path and int(Path(path).stem) >= first
-        with started(ingest, tmp_path / "log") as process:
-            while finished() < number:
-                assert process.poll() is None, (tmp_path / "log").read_text()
-                time.sleep(0.1)
-            process.kill()
-        s3.held = lambda path: False
-    finish(*ingest)
-    parts = {name: n for name, n in s3.written.items() if "/killed/" in name and "/part-" in name}
-    assert len(parts) >= files * rows / ROWS_PER_CHUNK
-    assert sum(parts.values()) < 1.05 * len(parts)
 
 
 @pytest.mark.slow
