@@ -171,6 +171,7 @@ class Soak:
                 return
             if time.monotonic() > end:
                 kill_tree(driver.pid)
+                driver.wait()
                 return
             misfortune: Callable[[int], None] = self.random.choice(
                 [self.kill_scorer, self.kill_scorer, self.cut_off_store, self.kill_driver]
