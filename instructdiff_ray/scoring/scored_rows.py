@@ -61,10 +61,12 @@ def _folded(pool: Pool, folder: Folder, every: bool) -> ScoredRows:
     """What a folder holds of a pool, in few snapshots. Those of other pools are not merged with
     them, or they would be read with them."""
     shards = fold(folder)
-    while merging := to_merge(ScoredRows.of(pool, shards).snapshots):
+    scored = ScoredRows.of(pool, shards)
+    while merging := to_merge(scored.snapshots):
         merge(folder, merging)
         shards = Shards(folder)
-    return ScoredRows(folder, shards.snapshots) if every else ScoredRows.of(pool, shards)
+        scored = ScoredRows.of(pool, shards)
+    return ScoredRows(folder, shards.snapshots) if every else scored
 
 
 @dataclass(frozen=True)
