@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import threading
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -59,3 +60,31 @@ def peak_mib() -> float:
     match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert match
     return int(match.group(1)) / 1024
+
+
+class OwnMemory:
+    """The peak of what this process itself holds, in MiB: without pages of files, which the kernel
+    drops when others need the room. It is looked at a hundred times a second (Linux)."""
+
+    def __init__(self) -> None:
+        self.peak = self.now()
+        self.ended = threading.Event()
+        self.watch = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> OwnMemory:
+        self.watch.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.watch.join()
+
+    @staticmethod
+    def now() -> float:
+        match = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        assert match
+        return int(match.group(1)) / 1024
+
+    def _look(self) -> None:
+        while not self.ended.wait(0.01):
+            self.peak = max(self.peak, self.now())

@@ -4,8 +4,8 @@
 Parts of a pool and pieces of two models' scores are written as workers write them, with random
 numbers; no model runs. Then the steps of a run over them: find duplicates and write the index, find
 what is not scored (what is left of pieces is folded first), gather, rank, write the ranking. Of
-each step: seconds, those that the driver's processors worked, and the driver's peak of memory. Each
-size has a process of its own.
+each step: seconds, those that the driver's processors worked, and the driver's peak of memory,
+without pages of files. Each size has a process of its own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from benchmarks.common import peak_mib, reset_peak, save
+from benchmarks.common import OwnMemory, save
 from instructdiff_ray.config.data import TemplateConfig
 from instructdiff_ray.config.selection import SelectConfig
 from instructdiff_ray.models.encoding import LIKELIHOOD, EncoderSpec
@@ -103,15 +103,15 @@ def measure(rows: int) -> dict[str, Any]:
     ray.init(num_cpus=2, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     results([task(sample_ids)(0, 1)] * 2)
-    figures: dict[str, Any] = {"rows": rows, "idle_mib": round(peak_mib())}
+    figures: dict[str, Any] = {"rows": rows, "idle_mib": round(OwnMemory.now())}
 
     @contextmanager
     def step(name: str) -> Iterator[None]:
-        reset_peak()
         began, worked = time.monotonic(), time.process_time()
-        yield
+        with OwnMemory() as memory:
+            yield
         seconds, worked = time.monotonic() - began, time.process_time() - worked
-        peak = round(peak_mib() - figures["idle_mib"])
+        peak = round(memory.peak - figures["idle_mib"])
         figures[name] = {
             "seconds": round(seconds, 1),
             "driver_cpu_s": round(worked, 1),

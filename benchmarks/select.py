@@ -2,8 +2,8 @@
 
 It goes from finished scores to every sample's fate and the counts: it reads the index and the
 scores of two models, and filters and ranks within four domains. The numbers are random. The result
-is the seconds, and the peak of memory above what an idle process holds. Writing `ranking.parquet`
-is measured in `benchmarks.memory`.
+is the seconds, and the peak of memory above what an idle process holds, without pages of files.
+Writing `ranking.parquet` is measured in `benchmarks.memory`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from multiprocessing import get_context
 import numpy as np
 import pyarrow as pa
 
-from benchmarks.common import peak_mib, reset_peak, save
+from benchmarks.common import OwnMemory, save
 from instructdiff_ray.config.selection import SelectConfig
 from instructdiff_ray.models.encoding import LIKELIHOOD
 from instructdiff_ray.pool.partition import (
@@ -83,12 +83,12 @@ def measure(rows: int) -> dict[str, float]:
             name: ScoreTable(FinishedArtifact("key", folder.sub(name), info), LIKELIHOOD)
             for name in (BASE, CALIBRATED)
         }
-        reset_peak()
-        idle, began = peak_mib(), time.monotonic()
-        selected = fate_counts(rank(pool, scores, INPUTS))["selected"]
+        idle, began = OwnMemory.now(), time.monotonic()
+        with OwnMemory() as memory:
+            selected = fate_counts(rank(pool, scores, INPUTS))["selected"]
         seconds = time.monotonic() - began
     result = {"rows": count, "selected": selected, "seconds": round(seconds, 1)}
-    return result | {"peak_mib": round(peak_mib() - idle)}
+    return result | {"peak_mib": round(memory.peak - idle)}
 
 
 def main() -> None:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 
 from benchmarks.common import save
 from benchmarks.corrupted import settings, start_ray
@@ -40,8 +39,7 @@ def selections(ranking: Ranking, groups: Sequence[Sequence[int]]) -> np.ndarray:
         rank(ranking.pool, ranking.scores, replace(ranking.inputs, repeats=tuple(group)))
         for group in groups
     ]
-    fates = [pc.equal(each.fates, SELECTED) for each in rankings]
-    return np.stack([mask.to_numpy(zero_copy_only=False) for mask in fates])
+    return np.stack([each.has_fate(SELECTED) for each in rankings])
 
 
 def overlap(ranking: Ranking, groups: Sequence[Sequence[int]]) -> float:

@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.context import RunContext
@@ -23,7 +21,8 @@ from instructdiff_ray.pool.dataset import pool_rows
 from instructdiff_ray.pool.ingest import ingest, pool_artifact
 from instructdiff_ray.pool.partition import id_array
 from instructdiff_ray.pool.pool import Pool, check_rejects, open_pool
-from instructdiff_ray.pool.sampling import at_most, sample_warmup
+from instructdiff_ray.pool.sampling import at_most
+from instructdiff_ray.pool.warmup import draw_subset
 from instructdiff_ray.scoring.spec import ScoreTable
 from instructdiff_ray.scoring.stage import finished_scores, score
 from instructdiff_ray.scoring.store import score_stores
@@ -125,22 +124,18 @@ def ingest_pool(context: RunContext, build: bool = True) -> Pool:
 
 def draw_warmup(context: RunContext, pool: Pool) -> list[str]:
     """The warm-up subset, sorted; a domain with an α or a model of its own is drawn apart."""
-    config = context.config
-    if not config.calibrate.per_domain and not config.domains_with("calibrate", "ratio"):
-        return _bounded(config, pool, sample_warmup(pool.ids, config.calibrate.ratio, config.seed))
-    apart = {*pool.domains()}
+    config, domains = context.config, {*pool.domains()}
+    apart = domains
     if not config.calibrate.per_domain:
-        apart &= config.domains_with("calibrate", "ratio")
+        apart = domains & config.domains_with("calibrate", "ratio")
     ids = []
     for name in sorted(apart):
-        of_domain = partial(pool.ids_of, name.__eq__)
         try:
-            ids += sample_warmup(of_domain, config.calibrate_of(name).ratio, config.seed)
+            ids += draw_subset(pool, {name}, config.calibrate_of(name).ratio, config.seed)
         except UserError as error:
             raise UserError(f"domain {name}: {error}") from None
-    if apart != {*pool.domains()}:
-        rest = partial(pool.ids_of, lambda name: name not in apart)
-        ids += sample_warmup(rest, config.calibrate.ratio, config.seed)
+    if rest := domains - apart:
+        ids += draw_subset(pool, rest, config.calibrate.ratio, config.seed)
     return _bounded(config, pool, sorted(ids))
 
 
@@ -148,10 +143,9 @@ def _bounded(config: Config, pool: Pool, sample_ids: list[str]) -> list[str]:
     """Of the ids, sorted, no more than `calibrate.max_samples` for each calibration."""
     if not config.calibrate.per_domain:
         return at_most(sample_ids, config.calibrate.max_samples, config.seed)
-    chosen, kept = set(sample_ids), []
-    for name in pool.domains():
-        of_domain = [i for i in pool.ids_of(name.__eq__) if i in chosen]
-        kept += at_most(of_domain, config.calibrate_of(name).max_samples, config.seed)
+    kept = []
+    for name, ids in pool.by_domain(sample_ids).items():
+        kept += at_most(ids, config.calibrate_of(name).max_samples, config.seed)
     return sorted(kept)
 
 
@@ -172,9 +166,8 @@ def calibrate_on(
     config = context.config
     if not config.calibrate.per_domain:
         return _calibrate(context, config, pool, sample_ids, build)
-    models, chosen = {}, set(sample_ids)
-    for name in pool.domains():
-        ids = [i for i in pool.ids_of(name.__eq__) if i in chosen]
+    models = {}
+    for name, ids in pool.by_domain(sample_ids).items():
         if not ids:
             raise UserError(f"domain {name} has no sample to calibrate its own model on")
         of_domain = replace(config, calibrate=config.calibrate_of(name))
@@ -240,7 +233,7 @@ def select_samples(context: RunContext, pool: Pool, scores: Mapping[str, ScoreTa
         ranking = rank_pool(context, pool, scores)
         unscored = Counter(ranking.rejected["reason"].to_pylist())
         check_rejects(pool, config.data.max_reject_ratio, unscored)
-        if not pc.any(pc.equal(ranking.fates, SELECTED)).as_py():
+        if not ranking.has_fate(SELECTED).any():
             raise UserError(
                 f"strategy={config.strategy} selects nothing: every candidate is excluded,"
                 " by the strategy's own rule (docs/strategies.md), select.exclude_warmup or"

@@ -377,7 +377,7 @@ def test_a_domains_own_share_of_the_warm_up_is_drawn_apart(
     mixed = context_of(replace(config, domains=domains, rounds=1))
     pool = ingest_pool(mixed, build=False)
     drawn, sizes = set(draw_warmup(mixed, pool)), pool.domains()
-    of_math = set(pool.ids_of("math".__eq__))
+    of_math = set(pool.by_domain([*pool.ids()])["math"])
     assert len(drawn & of_math) == sizes["math"] // 2
     assert len(drawn - of_math) == (len(pool) - sizes["math"]) // 10
     excluded = replace(mixed.config, select=SelectConfig(exclude_warmup=True), domains={})
@@ -400,10 +400,9 @@ def test_a_calibration_has_no_more_samples_than_its_bound(run: FinishedRun, conf
     # Where a domain has a model of its own, its own bound counts.
     apart = replace(bounded.calibrate, per_domain=True, ratio=0.5)
     drawn = draw_warmup(context_of(replace(bounded, calibrate=apart)), pool)
-    of_math = set(pool.ids_of("math".__eq__))
-    assert len(set(drawn) & of_math) == 3
-    others = {name: set(pool.ids_of(name.__eq__)) for name in pool.domains() if name != "math"}
-    assert all(len(set(drawn) & ids) == min(5, len(ids) // 2) for ids in others.values())
+    ids = {name: {*of_name} for name, of_name in pool.by_domain([*pool.ids()]).items()}
+    assert len(set(drawn) & ids.pop("math")) == 3
+    assert all(len(set(drawn) & other) == min(5, len(other) // 2) for other in ids.values())
 
 
 def test_a_stage_without_its_inputs_says_which_job_makes_them(

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from benchmarks.world.arms import ARMS, FULL, ORACLE, REPEATS, WorldPool
 from benchmarks.world.model import SIZES, Schedule, exact_match, new_model, train
 from benchmarks.world.population import Sample, make_pool
 from benchmarks.world.tasks import SKILLS, Task, make_task, pretraining_tasks
-from instructdiff_ray.pool.sampling import repeat_seed, sample_warmup
+from instructdiff_ray.pool.sampling import draws_below, repeat_seed, sample_warmup
 from instructdiff_ray.storage.filesystem import Folder
 
 POOL = 3000
@@ -98,7 +99,8 @@ def selections(
     world.score(base)
     for repeat in range(REPEATS):
         calibration = repeat_seed(seed, repeat)
-        warmup = sample_warmup(world.pool.ids, WARMUP_RATIO, calibration)
+        ids = [*world.pool.ids()]
+        warmup = sample_warmup(len(ids), partial(draws_below, ids, calibration), WARMUP_RATIO)
         model = finetuned(base, world.samples, warmup, CALIBRATE, calibration)
         world.score_calibrated(model, repeat)
     chosen = [(FULL, 1.0, [*world.samples])]

@@ -86,7 +86,9 @@ def count_tokens(pool: Pool, ids: Sequence[str], column: str) -> dict[str, int]:
     """Of these samples of the pool, by domain. column: of the index, tokens or response_tokens."""
     wanted, counted = np.array(sorted(ids), dtype="S"), Counter[str]()
     for index in pool.index(["sample_id", "domain", column]):
-        counted.update(_sums(index.filter(pa.array(among(id_array(index), wanted))), column))
+        index = index.filter(pa.array(among(id_array(index), wanted)))
+        sums = index.group_by("domain").aggregate([(column, "sum")]).to_pylist()
+        counted.update({row["domain"]: row[f"{column}_sum"] for row in sums})
     return dict(counted)
 
 
@@ -139,17 +141,11 @@ def _of_size(
 
 def _sizes(ranking: Ranking, selected_only: bool = False) -> dict[str, dict[str, int]]:
     """Samples and response tokens of each domain that are ranked, or selected."""
-    table = ranking.table
-    if selected_only:
-        table = table.filter(pc.equal(ranking.fates, SELECTED))
-    samples, tokens = _sums(table), _sums(table, "response_tokens")
-    return {domain: {SAMPLES: samples[domain], TOKENS: tokens[domain]} for domain in tokens}
-
-
-def _sums(table: pa.Table, column: str | None = None) -> dict[str, int]:
-    """The sum of a column by domain, or the number of rows."""
-    domains = table["domain"].combine_chunks()
-    names = domains.dictionary.to_pylist()
-    weights = None if column is None else table[column].to_numpy()
-    sums = np.bincount(domains.indices.to_numpy(), weights, len(names))
-    return {name: int(total) for name, total in zip(names, sums, strict=True) if total}
+    tokens, sizes = ranking.table["response_tokens"].to_numpy(), {}
+    selected = ranking.has_fate(SELECTED)
+    for domain, rows in ranking.by_domain():
+        counted = rows & selected if selected_only else rows
+        if counted.any():
+            total = int(np.sum(tokens, where=counted, dtype=np.int64))
+            sizes[domain] = {SAMPLES: int(counted.sum()), TOKENS: total}
+    return sizes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from instructdiff_ray.errors import UserError
-from instructdiff_ray.pool.partition import partition_file
+from instructdiff_ray.pool.partition import among, id_array, partition_file
 from instructdiff_ray.pool.sampling import draw
 from instructdiff_ray.sample import Reject
 from instructdiff_ray.storage.artifacts import FinishedArtifact
@@ -159,13 +159,14 @@ class Pool:
                 counted[domain["values"]] += domain["counts"]
         return dict(sorted(counted.items()))
 
-    def ids_of(self, wanted: Callable[[str], bool]) -> Iterator[str]:
-        """Every sample_id of the wanted domains, in order."""
+    def by_domain(self, sample_ids: Collection[str]) -> dict[str, list[str]]:
+        """Those of these ids that are of each domain, sorted."""
+        wanted = np.array(sorted(sample_ids), "S")
+        ids: dict[str, list[str]] = {name: [] for name in self.domains()}
         for table in self.index(["sample_id", "domain"]):
-            names = table["domain"].to_pylist()
-            for sample_id, name in zip(table["sample_id"].to_pylist(), names, strict=True):
-                if wanted(name):
-                    yield sample_id
+            for row in table.filter(pa.array(among(id_array(table), wanted))).to_pylist():
+                ids[row["domain"]].append(row["sample_id"])
+        return ids
 
     def __len__(self) -> int:
         return int(self.counts["pool"])

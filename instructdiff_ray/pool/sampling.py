@@ -6,31 +6,50 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable
 from fractions import Fraction
-from itertools import compress
 
 import numpy as np
 
 from instructdiff_ray.errors import UserError
 
+# Ids, as fixed-width bytes, and the draw of each, uint64.
+Draws = tuple[np.ndarray, np.ndarray]
 
-def sample_warmup(sample_ids: Callable[[], Iterable[str]], ratio: float, seed: int) -> list[str]:
-    """⌊αN⌋ of the ids, sorted. Each id's place in the draw is its keyed hash, so the same
-    rows come whatever the order of the files, the partitioning or the number of workers.
 
-    sample_ids: gives all ids, twice, so that they need not all be held. Raises UserError where α
-    leaves none.
+def sample_warmup(size: int, below: Callable[[int], Draws], ratio: float) -> list[str]:
+    """⌊αN⌋ of N ids, sorted: those of lowest draw, so the same rows come whatever the order of the
+    files, the partitioning or the number of workers.
+
+    below: a limit → the ids whose draws are below it, in any order. Raises UserError where α leaves
+    none.
     """
-    draws = np.fromiter((draw(i, str(seed)) for i in sample_ids()), np.uint64)
-    count = floor_share(ratio, len(draws))
+    count = floor_share(ratio, size)
     if count == 0:
-        scale = 10 ** (len(str(len(draws))) + 1)  # two digits, rounded up, so the advice holds
-        enough = math.ceil(scale / max(1, len(draws))) / scale
+        scale = 10 ** (len(str(size)) + 1)  # two digits, rounded up, so the advice holds
+        enough = math.ceil(scale / max(1, size)) / scale
         raise UserError(
-            f"calibrate.ratio={ratio} of {len(draws)} samples leaves no warm-up sample; raise it to"
+            f"calibrate.ratio={ratio} of {size} samples leaves no warm-up sample; raise it to"
             f" {enough:g} or more"
         )
-    last = np.partition(draws, count - 1)[count - 1]
-    return sorted(lowest_draws(compress(sample_ids(), draws <= last), count, str(seed)))
+    # Draws are uniform below 2⁶⁴: eight standard deviations more than wanted are enough, but for
+    # bad luck that nobody lives to see, and then all are asked for.
+    probable = min(1.0, (count + 8 * math.sqrt(count) + 8) / size)
+    for limit in (int(probable * 2**64), 2**64):
+        ids, draws = below(limit)
+        if len(ids) >= count:
+            break
+    if len(ids) > count:
+        last = np.partition(draws, count - 1)[count - 1]
+        equal = np.sort(ids[draws == last])
+        lower = ids[draws < last]
+        ids = np.concatenate([lower, equal[: count - len(lower)]])
+    return [sample_id.decode() for sample_id in np.sort(ids).tolist()]
+
+
+def draws_below(sample_ids: Iterable[str], seed: int, limit: int) -> Draws:
+    """Those of the ids whose draws, their hashes under the seed, are below a limit."""
+    drawn = [(i, number) for i in sample_ids if (number := draw(i, str(seed))) < limit]
+    ids, numbers = zip(*drawn, strict=True) if drawn else ((), ())
+    return np.array(ids, "S"), np.array(numbers, np.uint64)
 
 
 def lowest_draws(sample_ids: Iterable[str], count: int, key: str) -> list[str]:

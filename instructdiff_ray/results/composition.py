@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.lib.stride_tricks import sliding_window_view
 
 from instructdiff_ray.selection.ranking import Ranking
@@ -53,9 +52,8 @@ class Concentration:
 def comparable_draws(ranking: Ranking) -> tuple[list[int], list[int]]:
     """Places in the ranking of a random sample of the selection, and of one of the pool that has as
     many of each domain. Ids are hashes, so the first are random."""
-    domains = ranking.table["domain"].combine_chunks().indices.to_numpy()
-    (selected,) = np.nonzero(pc.equal(ranking.fates, SELECTED).to_numpy(zero_copy_only=False))
-    selected = selected[:SAMPLES]
+    domains, _ = ranking.codes("domain")
+    selected = np.flatnonzero(ranking.has_fate(SELECTED))[:SAMPLES]
     counts = zip(*np.unique(domains[selected], return_counts=True), strict=True)
     pool = [np.flatnonzero(domains == domain)[:count] for domain, count in counts]
     return selected.tolist(), np.concatenate([selected[:0], *pool]).tolist()

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from instructdiff_ray.results.labels import GUARD_LABELS, LABELS
 from instructdiff_ray.sample import Part
 from instructdiff_ray.scoring.token_scores import ShownSample, TokenScores
 from instructdiff_ray.selection.guards import GUARDS
 from instructdiff_ray.selection.ranking import Ranking
-from instructdiff_ray.selection.select import ABOVE, BELOW, NOT_TOP, SELECTED
+from instructdiff_ray.selection.select import ABOVE, BELOW, NOT_TOP, SELECTED, lowest
 
 EXAMPLES_EACH = 4
 MAX_EXAMPLE_CHARACTERS = 1200  # of a sample's prompts, and of its responses
@@ -129,42 +127,55 @@ class Shown:
         )
 
 
-def _headings(ranking: Ranking) -> Iterator[tuple[str, str, str, str]]:
-    """Headings of the examples in the report: text, fate or guard, column to sort by, order."""
-    up, down = "ascending", "descending"
+def _headings(ranking: Ranking) -> Iterator[tuple[str, str, str | None, bool]]:
+    """Headings of the examples in the report: text, fate or guard, column whose extremes are shown
+    (None: drawn at random), and whether they are the highest."""
+    low, high = False, True
     if not ranking.inputs.strategy.calibrates:
-        first, last = (down, up) if ranking.inputs.strategy.end == "highest" else (up, down)
+        first, last = (high, low) if ranking.inputs.strategy.end == "highest" else (low, high)
         yield "Selected", SELECTED, "value", first
-        yield "Selected: drawn at random", SELECTED, "draw", up
+        yield "Selected: drawn at random", SELECTED, None, low
         yield "Not selected", NOT_TOP, "value", last
         return
-    yield "Selected: lowest ΔH", SELECTED, "delta_entropy", up
-    yield "Selected: drawn at random", SELECTED, "draw", up
+    yield "Selected: lowest ΔH", SELECTED, "delta_entropy", low
+    yield "Selected: drawn at random", SELECTED, None, low
     for name in ranking.inputs.guards:
         measure = GUARDS[name].measure
         label = GUARD_LABELS[measure]
-        yield f"Selected, and most suspicious: highest {label}", SELECTED, measure, down
-        yield f"Excluded: highest {label}", name, measure, down
-    yield "Left in the band: highest ΔH", NOT_TOP, "delta_entropy", down
-    yield "Below the band: lowest ΔNLL", BELOW, "delta_nll", up
-    yield "Above the band: highest ΔNLL", ABOVE, "delta_nll", down
+        yield f"Selected, and most suspicious: highest {label}", SELECTED, measure, high
+        yield f"Excluded: highest {label}", name, measure, high
+    yield "Left in the band: highest ΔH", NOT_TOP, "delta_entropy", high
+    yield "Below the band: lowest ΔNLL", BELOW, "delta_nll", low
+    yield "Above the band: highest ΔNLL", ABOVE, "delta_nll", high
 
 
 def choose_examples(ranking: Ranking) -> dict[str, list[int]]:
     """Places in the ranking of the rows to show under each heading."""
-    count = ranking.table.num_rows
-    draw = np.random.default_rng(ranking.inputs.seed).random(count)
-    table = ranking.table.append_column("place", pa.array(np.arange(count)))
-    table = table.append_column("draw", pa.array(draw))
     places = {}
-    for heading, chosen_by, column, order in _headings(ranking):
-        reason = table["excluded_by" if chosen_by in GUARDS else "fate"]
-        rows = table.filter(pc.equal(reason, chosen_by)).select([column, "place"])
-        rows = rows.filter(pc.is_finite(rows[column]))
-        keys = [(column, order), ("place", "ascending")]
-        first = pc.select_k_unstable(rows, EXAMPLES_EACH, sort_keys=keys)
-        places[heading] = rows.take(first)["place"].to_pylist()
-    return {heading: shown for heading, shown in places.items() if shown}
+    for heading, chosen_by, column, highest in _headings(ranking):
+        guarded = chosen_by in GUARDS
+        rows = ranking.excluded_by([chosen_by]) if guarded else ranking.has_fate(chosen_by)
+        if column is None:
+            shown = _drawn(np.flatnonzero(rows), ranking.inputs.seed)
+        else:
+            shown = _extreme(ranking.table[column].to_numpy(), rows, highest)
+        if len(shown):
+            places[heading] = shown.tolist()
+    return places
+
+
+def _extreme(values: np.ndarray, rows: np.ndarray, highest: bool) -> np.ndarray:
+    """Places of the rows with the lowest or highest values, the most extreme first; of equal ones
+    the first."""
+    rows = rows & np.isfinite(values)
+    count = min(EXAMPLES_EACH, int(rows.sum()))
+    places = np.flatnonzero(lowest(values, rows, count, highest))
+    return places[np.argsort(-values[places] if highest else values[places], kind="stable")]
+
+
+def _drawn(places: np.ndarray, seed: int) -> np.ndarray:
+    count = min(EXAMPLES_EACH, len(places))
+    return np.random.default_rng(seed).choice(places, count, replace=False)
 
 
 def turns_of(parts: Sequence[Part], tokens: TokenScores | None) -> list[Turn]:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import yaml
 
@@ -49,7 +48,7 @@ def write_round(context: RunContext, result: Round, build: bool = True) -> dict[
         if result.number == 1:
             start_run_folder(context.folder)
         shown, concentrations = write_files(folder, ranking, config_text)
-        stage.add(pc.sum(pc.equal(ranking.fates, SELECTED)).as_py())
+        stage.add(int(ranking.has_fate(SELECTED).sum()))
     tokens = score_shown(context, result, shown.samples, build)
     with context.progress.stage("report", "examples") as stage:
         examples = shown.examples(ranking.inputs.measures, tokens)

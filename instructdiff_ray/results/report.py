@@ -34,6 +34,8 @@ from instructdiff_ray.selection.stability import CORE_PROBABILITY, WANTED_OVERLA
 
 PAPER_MEAN_DELTA_ENTROPY = {"general": 0.41, "medical": 0.66, "math": 0.03, "code": 0.08}
 MAX_PLOTTED_DOMAINS = 20
+# A larger pool is drawn by its first rows: ids are hashes, so these are a random sample of it.
+MAX_PLOTTED_ROWS = 1 << 20
 
 _FATES = (SELECTED, BELOW, ABOVE, NOT_TOP, EXCLUDED)
 _SELECTED, _BELOW, _ABOVE = 0, 1, 2
@@ -58,7 +60,7 @@ class _Rows:
 
     measures: dict[str, NDArray[np.float64]]
     tokens: NDArray[np.int64]
-    fate: NDArray[np.int32]
+    fate: NDArray[np.int8]
 
     @property
     def selected(self) -> NDArray[np.bool_]:
@@ -88,8 +90,9 @@ def render_report(
     Returns:
         The page; the same arguments give the same bytes, which always encode as UTF-8.
     """
-    rows = _rows(ranking)
-    domains = _split_by_domain(ranking["domain"], rows)
+    plotted = ranking.slice(0, MAX_PLOTTED_ROWS)
+    rows, facts = _rows(plotted), _facts_by_domain(ranking)
+    parts = _split_by_domain(plotted["domain"], rows)
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_template),
         autoescape=True,
@@ -109,9 +112,10 @@ def render_report(
         config_yaml=config_yaml,
         examples=examples,
         token_view=any(example.scored for group in examples.values() for example in group),
-        pool=_facts(rows),
-        domains={name: _facts(part) for name, part in domains.items()},
-        plots=_domain_plots(domains),
+        pool=facts.pop(""),
+        domains=facts,
+        plots=_domain_plots({name: parts[name] for name in facts if name in parts}),
+        plotted_rows=plotted.num_rows if plotted.num_rows < ranking.num_rows else None,
         map=_plot("map", (5.6, 3.6), _draw_map, rows) if "delta_nll" in rows.measures else None,
         labels={name: LABELS[name] for name in rows.measures},
         lengths=_plot("lengths", (5.6, 2.3), _draw_lengths, rows),
@@ -130,36 +134,47 @@ def _template(name: str) -> str:
 
 def _rows(ranking: pa.Table) -> _Rows:
     fate = ranking["fate"].combine_chunks()
-    numbers = pc.index_in(fate.dictionary, value_set=pa.array(_FATES)).to_numpy()
+    numbers = pc.index_in(fate.dictionary, value_set=pa.array(_FATES)).to_numpy().astype(np.int8)
     measures = {name: ranking[name].to_numpy() for name in LABELS if name in ranking.column_names}
     tokens = ranking["response_tokens"].to_numpy()
     return _Rows(measures, tokens, numbers[fate.indices.to_numpy()])
 
 
 def _split_by_domain(domain: pa.ChunkedArray, rows: _Rows) -> dict[str, _Rows]:
-    """The rows of each domain, the largest domain first; one sort, however many domains."""
+    """The rows of each domain; one sort, however many domains."""
     column = domain.combine_chunks()
     codes = column.indices.to_numpy()
     order = np.argsort(codes, kind="stable")
     ends = np.cumsum(np.bincount(codes, minlength=len(column.dictionary)))
     parts = [rows.take(index) for index in np.split(order, ends[:-1])]
     named = zip(column.dictionary.to_pylist(), parts, strict=True)
-    by_name = {name: part for name, part in named if len(part.fate)}
-    return dict(sorted(by_name.items(), key=lambda item: (-len(item[1].fate), item[0])))
+    return {name: part for name, part in named if len(part.fate)}
 
 
-def _facts(rows: _Rows) -> dict[str, float | None]:
-    """What the tables say of some samples; None where nothing was selected."""
-    chosen = rows.selected
+def _facts_by_domain(ranking: pa.Table) -> dict[str, dict[str, float | None]]:
+    """What the tables say of each domain, the largest first, and of all samples, under ""."""
+    rows = _rows(ranking)
+    domain = ranking["domain"].combine_chunks()
+    codes, names = domain.indices.to_numpy(), domain.dictionary.to_pylist()
+    sizes = {name: int((codes == code).sum()) for code, name in enumerate(names)}
+    facts = {"": _facts(rows, np.ones(len(codes), bool))}
+    for name in sorted(names, key=lambda name: (-sizes[name], name)):
+        if sizes[name]:
+            facts[name] = _facts(rows, codes == names.index(name))
+    return facts
+
+
+def _facts(rows: _Rows, wanted: NDArray[np.bool_]) -> dict[str, float | None]:
+    """Of the wanted rows; None where nothing was selected."""
+    chosen, (*_, ranked_by) = wanted & rows.selected, rows.measures.values()
     any_chosen = bool(chosen.any())
-    *_, ranked_by = rows.measures.values()
     return {
-        "mean": float(ranked_by.mean()),  # shown of ΔH alone, which is finite
+        "mean": float(ranked_by[wanted].mean()),  # shown of ΔH alone, which is finite
         "mean_selected": float(ranked_by[chosen].mean()) if any_chosen else None,
-        "tokens": float(np.median(rows.tokens)),
+        "tokens": float(np.median(rows.tokens[wanted], overwrite_input=True)),
         "tokens_selected": float(np.median(rows.tokens[chosen])) if any_chosen else None,
-        "all_tokens": int(rows.tokens.sum()),
-        "all_tokens_selected": int(rows.tokens[chosen].sum()),
+        "all_tokens": int(np.sum(rows.tokens, where=wanted, dtype=np.int64)),
+        "all_tokens_selected": int(np.sum(rows.tokens, where=chosen, dtype=np.int64)),
     }
 
 
@@ -208,7 +223,7 @@ def _draw_measure(measure: str, axes: Axes, rows: _Rows) -> None:
     axes.set_xlabel(LABELS[measure] + UNITS[measure])
 
 
-def _cuts(values: NDArray[np.float64], fate: NDArray[np.int32]) -> list[float]:
+def _cuts(values: NDArray[np.float64], fate: NDArray[np.int8]) -> list[float]:
     """The edges of the band; none where it was cut by something else than these values."""
     below, above = values[fate == _BELOW], values[fate == _ABOVE]
     band = values[(fate != _BELOW) & (fate != _ABOVE)]

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from instructdiff_ray.pool.sampling import floor_share
 from instructdiff_ray.results.composition import (
@@ -89,18 +88,10 @@ def _of_pool(counts: Mapping[str, Any]) -> Iterator[RunWarning]:
 
 
 def _of_domains(ranking: Ranking) -> Iterator[RunWarning]:
-    fates, excluded_by = ranking.fates, ranking.table["excluded_by"].combine_chunks()
-    selected = pc.equal(fates, SELECTED).to_numpy(zero_copy_only=False)
-    guarded = pc.is_in(excluded_by, pa.array([*GUARDS])).to_numpy(zero_copy_only=False)
-    domains = ranking.table["domain"].combine_chunks()
-    codes, names = domains.indices.to_numpy(), domains.dictionary.to_pylist()
-    counts = [
-        np.bincount(of, minlength=len(names)) for of in (codes, codes[guarded], codes[selected])
-    ]
-    for name, size, excluded_count, count in zip(names, *np.stack(counts).tolist(), strict=True):
+    selected, guarded = ranking.has_fate(SELECTED), ranking.excluded_by(GUARDS)
+    for name, rows in ranking.by_domain():
+        size, count = int(rows.sum()), int((rows & selected).sum())
         config = ranking.inputs.select(name)
-        if not size:
-            continue
         if floor_share(config.ratio, size) < 1:
             yield RunWarning(
                 "small domain",
@@ -118,7 +109,7 @@ def _of_domains(ranking: Ranking) -> Iterator[RunWarning]:
                 f"domain {name} has {size} samples, too few for select.reject_ratio="
                 f"{config.reject_ratio} to cut any; name fewer domains",
             )
-        excluded = excluded_count / size
+        excluded = int((rows & guarded).sum()) / size
         if excluded > EXCLUDED_SHARE:
             yield RunWarning(
                 "much excluded",
@@ -136,15 +127,6 @@ def _of_domains(ranking: Ranking) -> Iterator[RunWarning]:
                 f"of domain {name} {count} samples are selected and not {wanted}: what may not be"
                 " selected leaves no more; name fewer guards, or lower select.ratio",
             )
-
-
-def _domains(ranking: Ranking) -> Iterator[tuple[str, np.ndarray]]:
-    """Each domain that has samples, and a mask of its rows."""
-    domains = ranking.table["domain"].combine_chunks()
-    codes = domains.indices.to_numpy()
-    for code, name in enumerate(domains.dictionary.to_pylist()):
-        if (rows := codes == code).any():
-            yield name, rows
 
 
 def _of_selection(atypical: int, selected: int) -> Iterator[RunWarning]:
@@ -175,9 +157,11 @@ def _of_composition(concentrations: Sequence[Concentration]) -> Iterator[RunWarn
 
 def _of_calibration(ranking: Ranking) -> Iterator[RunWarning]:
     changes = ranking.table["delta_nll"].to_numpy()
-    for name, rows in _domains(ranking):
+    for name, rows in ranking.by_domain():
         change = changes[rows]
-        size, median = float(np.median(np.abs(change))), float(np.median(change))
+        median = float(np.median(change, overwrite_input=True))
+        np.abs(change, out=change)
+        size = float(np.median(change, overwrite_input=True))
         if size < LEAST_CHANGE:
             yield RunWarning(
                 "calibration changed nothing",
@@ -233,7 +217,7 @@ def rank_correlations(ranking: Ranking) -> dict[str, float]:
     columns = ["domain", "response_tokens", "base_nll", "delta_entropy"]
     tables, rows = [], 0
     for table in ranking.rows():
-        tables.append(table.select(columns))
+        tables.append(table.select(columns).slice(0, CORRELATION_ROWS))
         rows += table.num_rows
         if rows >= CORRELATION_ROWS:
             break

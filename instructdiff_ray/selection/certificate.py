@@ -64,11 +64,9 @@ def single_runs(ranking: Ranking) -> Iterator[tuple[str, np.ndarray, SingleRuns]
         single = rank(ranking.pool, ranking.scores, replace(inputs, repeats=(repeat,)))
         nll[row] = single.table["delta_nll"].to_numpy()
         entropy[row] = single.table["delta_entropy"].to_numpy()
-        fates[row] = single.fates.indices.to_numpy()
-    domain = ranking.table["domain"].combine_chunks()
-    codes = domain.indices.to_numpy()
-    for code, name in enumerate(domain.dictionary.to_pylist()):
-        (rows,) = np.nonzero(codes == code)
+        fates[row], _ = single.codes("fate")
+    for name, of_name in ranking.by_domain():
+        rows = np.flatnonzero(of_name)
         of_domain = fates[:, rows]
         excluded = (of_domain == FATES.index(EXCLUDED)).sum(axis=0)
         in_band = np.isin(of_domain, IN_BAND).sum(axis=0)

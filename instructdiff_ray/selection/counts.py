@@ -20,8 +20,8 @@ QUANTILES = (5, 25, 50, 75, 95)
 
 def fate_counts(ranking: Ranking) -> dict[str, Any]:
     """Samples below, above and in the learnable band, and selected; of a baseline all are in it."""
-    counted = _counted(ranking.fates)
-    reasons = _counted(ranking.table["excluded_by"].combine_chunks())
+    counted = _counted(ranking.table["fate"])
+    reasons = _counted(ranking.table["excluded_by"])
     excluded: dict[str, Any] = {
         "excluded": counted[EXCLUDED],
         "excluded_by": dict(sorted(reasons.items())),
@@ -35,37 +35,38 @@ def fate_counts(ranking: Ranking) -> dict[str, Any]:
     }
 
 
-def _counted(column: pa.Array) -> Counter[str]:
+def _counted(column: pa.ChunkedArray) -> Counter[str]:
     """How often each value stands in a column; nulls are not counted."""
-    counts = pc.value_counts(column.drop_null()).to_pylist()
-    return Counter({count["values"]: count["counts"] for count in counts})
+    counts = {count["values"]: count["counts"] for count in pc.value_counts(column).to_pylist()}
+    counts.pop(None, None)
+    return Counter(counts)
 
 
 def guard_counts(ranking: Ranking) -> dict[str, dict[str, Any]]:
     """For each guard: its limits by domain, None where a domain has none, and the selected samples
     above them where it is not in force."""
-    table = ranking.table
-    domain = table["domain"].combine_chunks()
-    selected = pc.equal(ranking.fates, SELECTED).to_numpy(zero_copy_only=False)
-    counts = {}
-    for name in ranking.inputs.guards:
-        by_domain = {key: limits[name] for key, limits in ranking.limits.items()}
-        limits = np.array([by_domain.get(key, np.inf) for key in domain.dictionary.to_pylist()])
-        above = table[GUARDS[name].measure].to_numpy() > limits[domain.indices.to_numpy()]
-        counts[name] = {
-            "limits": {key: x if np.isfinite(x) else None for key, x in by_domain.items()},
-            "selected_above_limit": int((above & selected).sum()),
+    selected, above = ranking.has_fate(SELECTED), Counter[str]()
+    for domain, rows in ranking.by_domain():
+        for name in ranking.inputs.guards:
+            values = ranking.table[GUARDS[name].measure].to_numpy()[rows & selected]
+            above[name] += int((values > ranking.limits[domain][name]).sum())
+    return {
+        name: {
+            "limits": {
+                domain: limits[name] if np.isfinite(limits[name]) else None
+                for domain, limits in ranking.limits.items()
+            },
+            "selected_above_limit": above[name],
         }
-    return counts
+        for name in ranking.inputs.guards
+    }
 
 
 def stability_counts(ranking: Ranking) -> dict[str, Any]:
     """What `summary.json` says of the stability of a ranking by several calibrations: of all, and
     of each domain under `domains`."""
-    domain = ranking.table["domain"].combine_chunks()
     core = ranking.table[PROBABILITY.name].to_numpy() >= CORE_PROBABILITY
-    sizes = np.bincount(domain.indices.to_numpy()[core], minlength=len(domain.dictionary))
-    counts = dict(zip(domain.dictionary.to_pylist(), sizes.tolist(), strict=True))
+    counts = {name: int((core & rows).sum()) for name, rows in ranking.by_domain()}
     counts[""] = int(core.sum())
     figures = {
         name: {**asdict(stability), "stable_core": counts[name]}
@@ -76,11 +77,10 @@ def stability_counts(ranking: Ranking) -> dict[str, Any]:
 
 def token_counts(ranking: Ranking) -> dict[str, int]:
     """Response tokens of the pool and of the selection."""
-    tokens = ranking.table["response_tokens"]
-    chosen = tokens.filter(pc.equal(ranking.table["fate"].cast(pa.string()), SELECTED))
+    tokens, selected = ranking.table["response_tokens"].to_numpy(), ranking.has_fate(SELECTED)
     return {
-        "response_tokens": pc.sum(tokens).as_py(),
-        "selected_response_tokens": pc.sum(chosen).as_py() or 0,
+        "response_tokens": int(np.sum(tokens, dtype=np.int64)),
+        "selected_response_tokens": int(np.sum(tokens, where=selected, dtype=np.int64)),
     }
 
 
@@ -94,28 +94,23 @@ def scored_counts(ranking: Ranking) -> dict[str, Any]:
 def by_domain(ranking: Ranking) -> dict[str, dict[str, Any]]:
     """For each domain: samples, how many are selected, their response tokens, and quantiles of ΔNLL
     and ΔH (nats) or of a baseline's value."""
-    domain = ranking.table["domain"].combine_chunks()
-    codes = domain.indices.to_numpy()
-    selected = pc.equal(ranking.fates, SELECTED).to_numpy(zero_copy_only=False)
-    table = {}
-    for code, name in sorted(enumerate(domain.dictionary.to_pylist()), key=lambda item: item[1]):
-        rows = codes == code
-        if rows.any():
-            table[name] = {
-                "pool": int(rows.sum()),
-                "selected": int(selected[rows].sum()),
-                **{
-                    column: _quantiles(ranking.table[column].to_numpy()[rows])
-                    for column in ranking.inputs.measures
-                },
-            }
-    return table
+    selected, domains = ranking.has_fate(SELECTED), {}
+    for name, rows in ranking.by_domain():
+        domains[name] = {
+            "pool": int(rows.sum()),
+            "selected": int((rows & selected).sum()),
+            **{
+                column: _quantiles(ranking.table[column].to_numpy(), rows)
+                for column in ranking.inputs.measures
+            },
+        }
+    return dict(sorted(domains.items()))
 
 
-def _quantiles(values: np.ndarray) -> dict[str, float | None]:
-    """Of those that are finite; None where none is."""
-    finite = values[np.isfinite(values)]
+def _quantiles(values: np.ndarray, rows: np.ndarray) -> dict[str, float | None]:
+    """Of those of the rows that are finite; None where none is."""
+    finite = values[rows & np.isfinite(values)]
     if not len(finite):
         return {f"p{q:02d}": None for q in QUANTILES}
-    points = np.percentile(finite, QUANTILES)
+    points = np.percentile(finite, QUANTILES, overwrite_input=True)
     return {f"p{q:02d}": float(point) for q, point in zip(QUANTILES, points, strict=True)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from instructdiff_ray.config.selection import SelectConfig
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.models.encoding import LIKELIHOOD
-from instructdiff_ray.pool.partition import among, id_array
+from instructdiff_ray.pool.partition import id_array
 from instructdiff_ray.pool.pool import Pool
 from instructdiff_ray.scoring.spec import ScoreTable
 from instructdiff_ray.selection.batches import (
@@ -22,6 +22,7 @@ from instructdiff_ray.selection.batches import (
     rejected_samples,
     scored_batches,
 )
+from instructdiff_ray.selection.columns import EXCLUDED_BY, read_columns
 from instructdiff_ray.selection.guards import GUARDS
 from instructdiff_ray.selection.select import (
     EXCLUDED,
@@ -32,14 +33,7 @@ from instructdiff_ray.selection.select import (
     take_within_budget,
 )
 from instructdiff_ray.selection.stability import Stability
-from instructdiff_ray.selection.strategies import (
-    BASE,
-    CALIBRATED,
-    StrategyBatch,
-    delta_entropy,
-    delta_nll,
-    delta_ppl,
-)
+from instructdiff_ray.selection.strategies import BASE, CALIBRATED
 
 # The columns of `ranking.parquet`; null where the strategy does without. A baseline has one more,
 # and so has each guard whose values were computed.
@@ -63,9 +57,6 @@ VALUE = pa.field("value", pa.float64())
 # sample, and the standard deviation of its ΔH over them.
 PROBABILITY = pa.field("selection_probability", pa.float32())
 DELTA_ENTROPY_STD = pa.field("delta_entropy_std", pa.float32())
-# What excludes a sample: the strategy's own rule, an option, or a guard.
-STRATEGY, WARMUP = "strategy", "warmup"
-EXCLUDED_BY = (STRATEGY, WARMUP, *GUARDS)
 
 
 @dataclass(frozen=True)
@@ -73,7 +64,8 @@ class Ranking:
     """A ranked pool.
 
     table: domain, response_tokens, `inputs.measures`, the guards' values, fate and excluded_by of
-        each sample that has scores, in the order of sample_id: all that the driver holds of it.
+        each sample that has scores, in the order of sample_id, each column one chunk. Most of it is
+        mapped from disk, so whoever reads it should copy no more than a column.
     rejected: rows of REJECTED, the samples that could not be scored.
     limits: domain → guard → the value above which it excludes.
     stability: by domain, and of all under ""; only of a ranking by several calibrations.
@@ -95,9 +87,26 @@ class Ranking:
         stability = [PROBABILITY, DELTA_ENTROPY_STD] if self.stability else []
         return pa.schema([*RANKING, *measures, *value, *stability])
 
-    @property
-    def fates(self) -> pa.Array:
-        return self.table["fate"].combine_chunks()
+    def has_fate(self, fate: str) -> np.ndarray:
+        """A mask of the samples that met it."""
+        return self.codes("fate")[0] == FATES.index(fate)
+
+    def excluded_by(self, reasons: Collection[str]) -> np.ndarray:
+        """A mask of the samples that any of these excluded."""
+        codes, names = self.codes("excluded_by")
+        return np.isin(codes, [names.index(reason) for reason in reasons])
+
+    def codes(self, column: str) -> tuple[np.ndarray, list[str]]:
+        """A column of names as their numbers in a list, −1 where there is none, and the list."""
+        encoded = self.table[column].chunk(0)
+        return encoded.indices.fill_null(-1).to_numpy(), encoded.dictionary.to_pylist()
+
+    def by_domain(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Each domain that has samples, and a mask of its rows."""
+        codes, names = self.codes("domain")
+        for code, name in enumerate(names):
+            if (rows := codes == code).any():
+                yield name, rows
 
     def rows(self) -> Iterator[pa.Table]:
         """All columns, a partition at a time, in the order of sample_id."""
@@ -126,8 +135,7 @@ def rank(pool: Pool, scores: Mapping[str, ScoreTable], inputs: RankingInputs) ->
     scores: by name, all that the strategy and the guards need.
     Raises UserError where no sample has scores.
     """
-    domains: dict[str, int] = {}
-    columns = _columns(pool, scores, inputs, domains)
+    columns, domains = read_columns(pool, scores, inputs)
     if not len(columns["domain"]):
         raise UserError("no sample of the pool could be scored; see the rejects in storage/pieces")
     filter_values = None
@@ -143,16 +151,16 @@ def rank(pool: Pool, scores: Mapping[str, ScoreTable], inputs: RankingInputs) ->
         columns["decided"],
     )
     fates = select(candidates, inputs.strategy.end, configs)
-    excluded = fates == FATES.index(EXCLUDED)
+    not_excluded = fates != FATES.index(EXCLUDED)
     table = pa.table(
         {
-            "domain": pa.DictionaryArray.from_arrays(columns["domain"], list(domains)),
+            "domain": pa.DictionaryArray.from_arrays(columns["domain"], domains),
             "response_tokens": columns["response_tokens"],
             **{name: columns[name] for name in inputs.measures},
             **{measure: columns[measure] for measure in _guard_measures(inputs)},
             "fate": pa.DictionaryArray.from_arrays(fates, list(FATES)),
             "excluded_by": pa.DictionaryArray.from_arrays(
-                pa.array(columns["excluded_by"], mask=~excluded), list(EXCLUDED_BY)
+                pa.array(columns["excluded_by"], mask=not_excluded), list(EXCLUDED_BY)
             ),
         }
     )
@@ -184,93 +192,6 @@ def order_within_budgets(
     return places
 
 
-def _columns(
-    pool: Pool,
-    scores: Mapping[str, ScoreTable],
-    inputs: RankingInputs,
-    domains: dict[str, int],
-) -> dict[str, np.ndarray]:
-    """What samples are selected by, a column each, in the order of sample_id; those without scores
-    are left out. `domains` takes in the domains' numbers."""
-    columns: dict[str, np.ndarray] = {}
-    end = 0
-    for batch in scored_batches(pool, scores, inputs, _index_columns(inputs), []):
-        batch = complete(batch, inputs)
-        start, end = end, end + batch.index.num_rows
-        for name, values in _batch_columns(batch, inputs, domains).items():
-            # Filled in place: at a hundred million samples a second copy would be felt.
-            if name not in columns:
-                columns[name] = np.empty(len(pool), values.dtype)
-            columns[name][start:end] = values
-    return {name: values[:end] for name, values in columns.items()}
-
-
-def _batch_columns(
-    batch: StrategyBatch, inputs: RankingInputs, domains: dict[str, int]
-) -> dict[str, np.ndarray]:
-    numbers, values = _domain_numbers(batch.index, domains), _values(batch, inputs)
-    configs = [inputs.select(name) for name in domains]
-    decided, excluded_by = _decided(batch, values[inputs.measures[-1]], inputs, configs, numbers)
-    return {
-        "domain": numbers,
-        "response_tokens": batch.index["response_tokens"].to_numpy(),
-        **values,
-        **{GUARDS[name].measure: GUARDS[name].value(batch) for name in inputs.guards},
-        "decided": decided,
-        "excluded_by": excluded_by,
-    }
-
-
-def _guard_measures(inputs: RankingInputs) -> list[str]:
-    return [GUARDS[name].measure for name in inputs.guards]
-
-
-def _domain_numbers(index: pa.Table, domains: dict[str, int]) -> np.ndarray:
-    """Each row's domain as its number in `domains`, which takes in new ones."""
-    column = index["domain"].combine_chunks()
-    numbers = [domains.setdefault(name, len(domains)) for name in column.dictionary.to_pylist()]
-    return np.array(numbers, np.int32)[column.indices.to_numpy()]
-
-
-def _index_columns(inputs: RankingInputs) -> list[str]:
-    """Not the ids, if they are not needed: they are most of the bytes, and the order is the same
-    by construction."""
-    columns = ["domain", "response_tokens"]
-    if inputs.strategy.calibrates:
-        return columns if inputs.warmup is None else ["sample_id", *columns]
-    return ["sample_id", *columns, "instruction_tokens"]
-
-
-def _values(batch: StrategyBatch, inputs: RankingInputs) -> dict[str, np.ndarray]:
-    """`inputs.measures`, and `filter_value` where the filter cuts by something else than ΔNLL."""
-    if not inputs.strategy.calibrates:
-        return {"value": inputs.strategy.value(batch)}
-    values = {"delta_nll": delta_nll(batch), "delta_entropy": delta_entropy(batch)}
-    return values if inputs.filter == "nll" else {**values, "filter_value": delta_ppl(batch)}
-
-
-def _decided(
-    batch: StrategyBatch,
-    values: np.ndarray,
-    inputs: RankingInputs,
-    configs: Sequence[SelectConfig],
-    domains: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The fates of samples that are never selected, and what excludes them, as numbers in FATES and
-    EXCLUDED_BY: by the strategy's own rule or as part of the warm-up subset; −1 for all others."""
-    decided, excluded_by = (np.full(len(domains), -1, np.int8) for _ in range(2))
-    if inputs.strategy.below is not None:
-        never = ~(values < inputs.strategy.below)
-        decided[never] = FATES.index(inputs.strategy.never_selected)
-        excluded_by[never] = EXCLUDED_BY.index(STRATEGY)
-    if inputs.warmup is not None:
-        wanted = np.array([config.exclude_warmup for config in configs], bool)[domains]
-        in_warmup = wanted & among(id_array(batch.index), inputs.warmup)
-        decided[in_warmup] = FATES.index(EXCLUDED)
-        excluded_by[in_warmup] = EXCLUDED_BY.index(WARMUP)
-    return decided, excluded_by
-
-
 def _exclude_guarded(
     columns: dict[str, np.ndarray], guards: Sequence[str], configs: Sequence[SelectConfig]
 ) -> list[dict[str, float]]:
@@ -278,18 +199,22 @@ def _exclude_guarded(
     all guards by domain number."""
     limits: list[dict[str, float]] = []
     for domain, config in enumerate(configs):
-        rows = np.flatnonzero(columns["domain"] == domain)
+        rows = columns["domain"] == domain
         limits.append({})
         for name in guards:
-            values = columns[GUARDS[name].measure][rows]
-            limit = GUARDS[name].limit(values[~np.isnan(values)])
+            values = columns[GUARDS[name].measure]
+            limit = GUARDS[name].limit(values[rows & ~np.isnan(values)])
             limits[domain][name] = limit
             if name in config.guards:
                 # Of several reasons the first is kept; what is not known is not above a limit.
-                guarded = rows[(values > limit) & (columns["decided"][rows] < 0)]
+                guarded = rows & (values > limit) & (columns["decided"] < 0)
                 columns["decided"][guarded] = FATES.index(EXCLUDED)
                 columns["excluded_by"][guarded] = EXCLUDED_BY.index(name)
     return limits
+
+
+def _guard_measures(inputs: RankingInputs) -> list[str]:
+    return [GUARDS[name].measure for name in inputs.guards]
 
 
 def selected_ids(ranking: Ranking) -> list[str]:
@@ -299,7 +224,7 @@ def selected_ids(ranking: Ranking) -> list[str]:
 
 def selected_id_array(ranking: Ranking) -> np.ndarray:
     """The same as fixed-width bytes: ten million take a third of a gigabyte, strings take one."""
-    chosen = pc.equal(ranking.fates, SELECTED)
+    chosen = pa.array(ranking.has_fate(SELECTED))
     ids, start = [], 0
     for index in ranking.pool.index(["sample_id"]):
         if ranking.rejected.num_rows:

@@ -54,30 +54,53 @@ def select(candidates: Candidates, end: str | None, configs: Sequence[SelectConf
     """
     _check_finite(candidates)
     fates = np.full(len(candidates.domains), FATES.index(NOT_TOP), np.int8)
-    for domain in np.unique(candidates.domains):
-        config = configs[domain]
-        rows = np.flatnonzero(candidates.domains == domain)
+    for domain, config in enumerate(configs):
+        rows = candidates.domains == domain
+        if not rows.any():
+            continue
         band = rows
         if candidates.filter_values is not None:
-            change, cut = (
-                candidates.filter_values[rows],
-                floor_share(config.reject_ratio, len(rows)),
-            )
-            below = _lowest(change, cut)
-            above = _lowest(-change[::-1], cut)[::-1]
-            band = rows[~(below | above)]
-            fates[rows[below]] = FATES.index(BELOW)
-            fates[rows[above]] = FATES.index(ABOVE)
-        decided = candidates.decided[band]
-        fates[band[decided >= 0]] = decided[decided >= 0]
-        band = band[decided < 0]
-        keys = sort_keys(candidates.values[band], end or config.entropy)
-        tokens = candidates.tokens[band]
-        if config.budget == "tokens":
-            tokens = tokens[np.argsort(keys, kind="stable")]
-        count = sample_count(candidates.tokens[rows], tokens, config)
-        fates[band[_lowest(keys, min(count, len(band)))]] = FATES.index(SELECTED)
+            band = _filter(candidates.filter_values, rows, config.reject_ratio, fates)
+        free = band & (candidates.decided < 0)
+        decided = band & ~free
+        fates[decided] = candidates.decided[decided]
+        fates[_first(candidates, rows, free, end or config.entropy, config)] = FATES.index(SELECTED)
     return fates
+
+
+def _filter(values: np.ndarray, rows: np.ndarray, ratio: float, fates: np.ndarray) -> np.ndarray:
+    """The learnable band of these rows, as a mask; what lies below and above it has its fate."""
+    count = int(rows.sum())
+    cut = floor_share(ratio, count)
+    below, not_above = lowest(values, rows, cut), lowest(values, rows, count - cut)
+    fates[below] = FATES.index(BELOW)
+    fates[rows & ~not_above] = FATES.index(ABOVE)
+    return not_above & ~below
+
+
+def _first(
+    candidates: Candidates, rows: np.ndarray, free: np.ndarray, end: str, config: SelectConfig
+) -> np.ndarray:
+    """Of the candidates that are free those wanted first, as many as the domain's budget buys: a
+    mask. rows: of the domain."""
+    values, size = candidates.values, int(free.sum())
+    count = min(_affordable(candidates, rows, free, end, config), size)
+    if end == "middle":
+        before = size // 2 - count // 2
+        return lowest(values, free, before + count) & ~lowest(values, free, before)
+    return lowest(values, free, count, highest=end == "highest")
+
+
+def _affordable(
+    candidates: Candidates, rows: np.ndarray, free: np.ndarray, end: str, config: SelectConfig
+) -> int:
+    """How many samples the domain's budget buys; in tokens, that depends on which come first."""
+    all_tokens = int(np.sum(candidates.tokens, where=rows, dtype=np.int64))
+    tokens = candidates.tokens[:0]
+    if config.budget == "tokens":
+        order = np.argsort(_sort_keys(candidates.values[free], end), kind="stable")
+        tokens = candidates.tokens[free][order]
+    return sample_count(int(rows.sum()), all_tokens, tokens, config)
 
 
 def _check_finite(candidates: Candidates) -> None:
@@ -96,12 +119,13 @@ def take_within_budget(order: Iterator[int], tokens: np.ndarray, config: SelectC
     taken: list[int] = []
     while chunk := list(islice(order, BUDGET_CHECK)):
         taken += chunk
-        if len(taken) >= (count := sample_count(tokens, tokens[taken], config)):
+        count = sample_count(len(tokens), int(tokens.sum()), tokens[taken], config)
+        if len(taken) >= count:
             return taken[:count]
     return taken
 
 
-def sort_keys(values: np.ndarray, end: str) -> np.ndarray:
+def _sort_keys(values: np.ndarray, end: str) -> np.ndarray:
     """Numbers whose lowest are the values wanted first.
 
     The middle k of n are the ranks ⌊n/2⌋ − ⌊k/2⌋ … by (value, place): from the middle outwards, the
@@ -116,23 +140,32 @@ def sort_keys(values: np.ndarray, end: str) -> np.ndarray:
     return np.abs(ranks - len(values) // 2 + 0.25)
 
 
-def sample_count(pool_tokens: np.ndarray, tokens: np.ndarray, config: SelectConfig) -> int:
-    """How many samples the budget buys. pool_tokens: of all the domain's samples, in any order;
-    tokens: of the candidates, those wanted first first."""
+def sample_count(samples: int, all_tokens: int, tokens: np.ndarray, config: SelectConfig) -> int:
+    """How many samples the budget buys. samples, all_tokens: of the domain; tokens: of the
+    candidates, those wanted first first, where the budget is one of tokens."""
     if config.budget == "samples":
-        count = floor_share(config.ratio, len(pool_tokens))
+        count = floor_share(config.ratio, samples)
     else:
-        wanted = floor_share(config.ratio, int(pool_tokens.sum()))
+        wanted = floor_share(config.ratio, all_tokens)
         count = int(np.searchsorted(np.cumsum(tokens, dtype=np.int64), wanted)) + 1
-    most = len(pool_tokens) if config.max_samples is None else config.max_samples
+    most = samples if config.max_samples is None else config.max_samples
     return max(config.min_samples or 1, min(count, most))
 
 
-def _lowest(values: np.ndarray, count: int) -> np.ndarray:
-    """A mask of the `count` lowest; of equal ones, those that stand first. No sort of them all."""
+def lowest(values: np.ndarray, rows: np.ndarray, count: int, highest: bool = False) -> np.ndarray:
+    """A mask of the rows that have the `count` lowest values, or highest; of equal ones, those that
+    stand first. No sort, and one copy of the rows' values: these may be many.
+
+    rows: a mask, of `count` rows at least.
+    """
     if count == 0:
         return np.zeros(len(values), bool)
-    last = np.partition(values, count - 1)[count - 1]
-    mask = np.asarray(values < last)
-    mask[np.flatnonzero(values == last)[: count - int(mask.sum())]] = True
+    chosen = values[rows]
+    place = len(chosen) - count if highest else count - 1
+    chosen.partition(place)
+    last = chosen[place]
+    del chosen
+    mask = rows & (values > last if highest else values < last)
+    equal = np.flatnonzero(rows & (values == last))
+    mask[equal[: count - int(mask.sum())]] = True
     return mask

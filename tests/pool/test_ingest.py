@@ -9,7 +9,6 @@ import json
 import os
 import random
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,8 @@ from instructdiff_ray.pool.ingest import (
 )
 from instructdiff_ray.pool.pool import Pool
 from instructdiff_ray.pool.readers import FileRange, SourceFile, read_rows
-from instructdiff_ray.pool.sampling import sample_warmup
 from instructdiff_ray.pool.schemas import parse_row
+from instructdiff_ray.pool.warmup import draw_subset
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.sample import sample_id
 from instructdiff_ray.storage.artifacts import Storage
@@ -277,8 +276,8 @@ def test_the_pool_and_its_warmup_are_those_of_the_content_alone(
     for name, pool in pools.items():
         assert pool.digest == pools["original"].digest, name
         assert indexes[name] == indexes["original"], name
-        drawn = sample_warmup(partial(reversed, indexes[name]), 0.1, seed=3)
-        assert drawn == sample_warmup(lambda: indexes["original"], 0.1, seed=3)
+        drawn = draw_subset(pool, pool.domains(), 0.1, seed=3)
+        assert drawn == draw_subset(pools["original"], pools["original"].domains(), 0.1, seed=3)
     other = run(write(tmp_path / "four" / "pool.jsonl", [*rows, row(60)]))
     assert other.digest != pools["original"].digest
 

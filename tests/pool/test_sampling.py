@@ -5,15 +5,27 @@ from __future__ import annotations
 import random
 import re
 from fractions import Fraction
+from functools import partial
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructdiff_ray.errors import UserError
-from instructdiff_ray.pool.sampling import at_most, floor_share, repeat_seed, sample_warmup
+from instructdiff_ray.pool.sampling import (
+    at_most,
+    draws_below,
+    floor_share,
+    repeat_seed,
+    sample_warmup,
+)
 
 IDS = [f"{number:032x}" for number in range(1000)]
+
+
+def warmup(ids: list[str], ratio: float, seed: int) -> list[str]:
+    return sample_warmup(len(ids), partial(draws_below, ids, seed), ratio)
 
 
 @pytest.mark.parametrize(
@@ -40,9 +52,9 @@ def test_the_warmup_is_exactly_the_floor_of_alpha_n_of_the_pools_ids(
     expected = Fraction(thousandths, 1000) * size // 1
     if expected == 0:
         with pytest.raises(UserError):
-            sample_warmup(lambda: IDS[:size], thousandths / 1000, seed)
+            warmup(IDS[:size], thousandths / 1000, seed)
         return
-    drawn = sample_warmup(lambda: IDS[:size], thousandths / 1000, seed)
+    drawn = warmup(IDS[:size], thousandths / 1000, seed)
     assert len(drawn) == len(set(drawn)) == expected
     assert set(drawn) <= set(IDS[:size])
     assert drawn == sorted(drawn)
@@ -50,13 +62,13 @@ def test_the_warmup_is_exactly_the_floor_of_alpha_n_of_the_pools_ids(
 
 def test_the_draw_does_not_depend_on_the_order_of_the_pool() -> None:
     shuffled = random.Random(5).sample(IDS, len(IDS))
-    assert sample_warmup(lambda: shuffled, 0.1, 3) == sample_warmup(lambda: IDS, 0.1, 3)
-    assert sample_warmup(lambda: iter(IDS), 0.1, 3) == sample_warmup(lambda: IDS, 0.1, 3)
+    assert warmup(shuffled, 0.1, 3) == warmup(IDS, 0.1, 3)
+    assert warmup(IDS[::-1], 0.1, 3) == warmup(IDS, 0.1, 3)
 
 
 def test_seeds_draw_different_samples_and_a_seed_always_the_same() -> None:
-    draws = [set(sample_warmup(lambda: IDS, 0.1, seed)) for seed in range(20)]
-    assert draws[0] == set(sample_warmup(lambda: IDS, 0.1, 0))
+    draws = [set(warmup(IDS, 0.1, seed)) for seed in range(20)]
+    assert draws[0] == set(warmup(IDS, 0.1, 0))
     shared = [len(one & other) for i, one in enumerate(draws) for other in draws[:i]]
     # Two draws of 100 of 1000 share 10 on average; that the chance is right shows in all pairs.
     assert max(shared) < 30
@@ -66,14 +78,30 @@ def test_seeds_draw_different_samples_and_a_seed_always_the_same() -> None:
 def test_every_id_has_the_same_chance() -> None:
     counts = dict.fromkeys(IDS[:50], 0)
     for seed in range(400):
-        for name in sample_warmup(lambda: IDS[:50], 0.2, seed):
+        for name in warmup(IDS[:50], 0.2, seed):
             counts[name] += 1
     # Binomial(400, 0.2): 80 ± 8.
     assert 40 < min(counts.values()) <= max(counts.values()) < 120
 
 
 def test_a_larger_share_holds_the_smaller_one() -> None:
-    assert set(sample_warmup(lambda: IDS, 0.1, 3)) < set(sample_warmup(lambda: IDS, 0.3, 3))
+    assert set(warmup(IDS, 0.1, 3)) < set(warmup(IDS, 0.3, 3))
+
+
+def test_draws_that_are_unlikely_high_are_drawn_all_the_same() -> None:
+    high = np.arange(2**64 - 10, 2**64, dtype=np.uint64)
+
+    def below(limit: int) -> tuple[np.ndarray, np.ndarray]:
+        mask = np.array([int(number) < limit for number in high])
+        return np.array(IDS[:10], "S")[mask], high[mask]
+
+    assert sample_warmup(1_000_000, below, 4e-6) == IDS[:4]
+
+
+def test_of_equal_draws_the_lesser_id_comes_first() -> None:
+    draws = np.array([3, 5, 5, 5, 9], np.uint64)
+    ids = np.array([IDS[n] for n in (7, 6, 2, 4, 1)], "S")
+    assert sample_warmup(5, lambda limit: (ids, draws), 0.6) == [IDS[2], IDS[4], IDS[7]]
 
 
 @settings(deadline=None, max_examples=200, derandomize=True)
@@ -81,7 +109,7 @@ def test_a_larger_share_holds_the_smaller_one() -> None:
 def test_where_alpha_leaves_no_sample_the_advice_is_enough(size: int) -> None:
     ids = [""] * size
     with pytest.raises(UserError, match=r"calibrate\.ratio") as refusal:
-        sample_warmup(lambda: ids, 1e-9, 0)
+        warmup(ids, 1e-9, 0)
     advised = re.search(r"raise it to (\S+) or more", str(refusal.value))
     assert advised is not None
     assert floor_share(float(advised.group(1)), len(ids)) >= 1
@@ -89,15 +117,15 @@ def test_where_alpha_leaves_no_sample_the_advice_is_enough(size: int) -> None:
 
 def test_an_empty_pool_is_refused() -> None:
     with pytest.raises(UserError, match=r"calibrate\.ratio"):
-        sample_warmup(lambda: [], 0.5, 0)
+        warmup([], 0.5, 0)
 
 
 def test_no_two_runs_of_several_repeats_share_a_subset_by_accident() -> None:
     seeds = [repeat_seed(seed, repeat) for seed in range(50) for repeat in range(20)]
     assert len({*seeds}) == len(seeds) and 0 <= min(seeds) <= max(seeds) < 2**31
     assert [repeat_seed(seed, 0) for seed in range(50)] == list(range(50))
-    drawn = [set(sample_warmup(lambda: IDS, 0.1, repeat_seed(7, r))) for r in range(3)]
-    assert drawn[0] == set(sample_warmup(lambda: IDS, 0.1, 7))
+    drawn = [set(warmup(IDS, 0.1, repeat_seed(7, r))) for r in range(3)]
+    assert drawn[0] == set(warmup(IDS, 0.1, 7))
     # Of two random tenths a tenth is shared.
     for first, second in ((0, 1), (0, 2), (1, 2)):
         assert len(drawn[first] & drawn[second]) < 30
@@ -109,4 +137,4 @@ def test_a_bound_takes_some_at_random_and_the_same_of_the_same() -> None:
     assert len(some) == 100 and some == sorted(some) and set(some) < set(IDS)
     assert at_most(IDS[::-1], 100, 0) == at_most(some, 100, 0) == some != at_most(IDS, 100, 1)
     # Not those that the warm-up subset is drawn by.
-    assert some != sample_warmup(lambda: IDS, 0.1, 0)
+    assert some != warmup(IDS, 0.1, 0)
