@@ -43,12 +43,26 @@ def s3() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def ray_session(s3: Server) -> Iterator[None]:
-    """Four logical CPUs, so that actors, trainers and readers fit side by side on two cores. The
-    workers find the S3 server."""
-    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    """Four logical CPUs, so that actors, trainers and readers fit side by side on two cores, and a
+    GPU at least, whether there is one or not. The workers find the S3 server."""
+    ray.init(
+        num_cpus=4,
+        num_gpus=max(1, torch.cuda.device_count()),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
     ray.data.DataContext.get_current().enable_progress_bars = False
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def unusable_gpu(ray_session: None) -> str:
+    """What is said, as a pattern, of the GPU that Ray hands out here and torch can't use."""
+    if torch.cuda.is_available():
+        pytest.skip("torch can use this machine's GPU")
+    return r"^torch \S+ on \S+ (is a CPU build|finds no GPU)[^\n]+$"
 
 
 @pytest.fixture(scope="session")

@@ -3,17 +3,45 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import sysconfig
 from pathlib import Path
 
 import torch
 
+from instructdiff_ray.errors import UserError
+
 # What models raise that have no body under that name, or one with other arguments, outputs or
 # shapes.
 UNLIKE = (AttributeError, TypeError, ValueError, LookupError, RuntimeError)
 # How CUDA and its libraries say that memory is short, whatever the type of the error.
 SHORT_OF_MEMORY = ("out of memory", "ALLOC_FAILED")
+
+
+def require_gpu(precision: str) -> None:
+    """Raises UserError where torch can't use the GPU that this process was given, or the GPU does
+    not multiply in this precision.
+
+    Ray counts GPUs by their driver and hands them out whatever torch is there.
+    """
+    host = platform.node()
+    if not (torch.version.cuda or torch.version.hip):
+        raise UserError(
+            f"torch {torch.__version__} on {host} is a CPU build and can't use the GPU that is"
+            " asked for; install the CUDA build of that version there, or take cluster=local"
+        )
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"torch {torch.__version__} on {host} finds no GPU that it can use: there is none, or"
+            f" its driver is too old for CUDA {torch.version.cuda} (`nvidia-smi` shows both); renew"
+            " the driver, install a build of torch for it, or take cluster=local"
+        )
+    if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(
+            f"{torch.cuda.get_device_name()} on {host} does not multiply in bf16; set"
+            " cluster.precision=fp32"
+        )
 
 
 def missing_to_compile() -> str | None:

@@ -17,6 +17,7 @@ import torch
 from yaml import YAMLError
 
 from instructdiff_ray.config.run import Config
+from instructdiff_ray.engine.device import require_gpu
 from instructdiff_ray.errors import UserError, require, user_error_in
 from instructdiff_ray.models.model import Model
 from instructdiff_ray.progress import Progress
@@ -110,7 +111,9 @@ def run_task(model: Model, task: str, precision: str, gpus: float, chat: bool) -
         " shown it",
     )
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    if not gpus:  # Ray gives one thread for the CPU that is reserved
+    if gpus:
+        require_gpu(precision)
+    else:  # Ray gives one thread for the CPU that is reserved
         torch.set_num_threads(os.cpu_count() or 1)
     model.check()
     loaded = model.load(precision, torch.device("cuda" if gpus else "cpu"), spread=gpus > 1)

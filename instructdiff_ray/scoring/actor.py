@@ -17,7 +17,7 @@ from ray.actor import ActorHandle
 from transformers import PreTrainedModel
 
 from instructdiff_ray.engine.batch import Batch, token_batches
-from instructdiff_ray.engine.device import device_failed
+from instructdiff_ray.engine.device import device_failed, require_gpu
 from instructdiff_ray.engine.lm_head import without_outer_hook
 from instructdiff_ray.engine.memory import USABLE
 from instructdiff_ray.engine.metrics import NO_ADAPTER, SampleScorer
@@ -54,7 +54,7 @@ class Scorer:
         gpus: float,
         guard: ActorHandle,
     ) -> None:
-        self.device = scoring_device(actors_per_node, gpus)
+        self.device = scoring_device(actors_per_node, gpus, precision)
         self.throughput = Throughput()
         self.guard = CrashGuardClient(guard)
         self.guard.begin_load()
@@ -183,10 +183,14 @@ def ending_with_the_device() -> Iterator[None]:
         os._exit(1)
 
 
-def scoring_device(actors_per_node: int, gpus: float) -> torch.device:
-    """The device to score on, made ready; both arguments as of `Scorer`."""
+def scoring_device(actors_per_node: int, gpus: float, precision: str) -> torch.device:
+    """The device to score on, made ready; the arguments as of `Scorer`.
+
+    Raises UserError where torch can't use the GPU.
+    """
     # As configured: Ray hides no GPU from an actor that reserved none.
     if gpus:
+        require_gpu(precision)
         for number in range(max(1, int(gpus))):
             torch.cuda.set_per_process_memory_fraction(min(1.0, gpus), number)
         return torch.device("cuda")

@@ -10,10 +10,11 @@ import ray
 import torch
 
 from instructdiff_ray.config.cluster import ClusterConfig, ScoreResources
-from instructdiff_ray.engine.device import UNLIKE, model_unlike
+from instructdiff_ray.engine.device import UNLIKE, model_unlike, require_gpu
 from instructdiff_ray.engine.memory import GIB, USABLE, ScoringMemory
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.models.model import Model
+from instructdiff_ray.pool.tasks import results
 
 # Copies of weights that a scorer holds at most: those of a base and a calibrated model. Adapters
 # come on top, for they are small.
@@ -39,7 +40,8 @@ def place(cluster: ClusterConfig, models: Sequence[Model], max_length: int) -> P
     """The placement of scorers of these models: what `cluster.score` says, and what it leaves open
     as it fits. On processors nothing is looked at.
 
-    max_length: of a sample, in tokens. Raises UserError where nothing fits.
+    max_length: of a sample, in tokens. Raises UserError where nothing fits, or torch can't use the
+    GPU.
     """
     resources = cluster.score
     by_path = {model.path: model for model in models}
@@ -49,7 +51,7 @@ def place(cluster: ClusterConfig, models: Sequence[Model], max_length: int) -> P
         return Placement(resources.models_per_actor or wanted, gpus)
     measure = ray.remote(num_cpus=1, num_gpus=min(1, gpus or 1), max_calls=1)(measure_memory)
     tokens = max(PASS_TOKENS, max_length)
-    measured = ray.get(measure.remote(list(by_path.values()), cluster.precision, tokens))
+    (measured,) = results([measure.remote(list(by_path.values()), cluster.precision, tokens)])
     if measured is None:
         return Placement(resources.models_per_actor or wanted, gpus or 1)
     on_a_machine = max(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"])
@@ -91,7 +93,9 @@ def measure_memory(
     models: Sequence[Model], precision: str, tokens: int
 ) -> tuple[ScoringMemory, float] | None:
     """What the largest of the models needs for passes of so many tokens, and what this process's
-    GPU can be counted on for; None where a model can't be run without numbers."""
+    GPU can be counted on for; None where a model can't be run without numbers. Raises UserError
+    where torch can't use the GPU."""
+    require_gpu(precision)
     if any(model.trust_remote_code for model in models):
         return None
     try:

@@ -124,7 +124,7 @@ def _run(cluster: ClusterConfig, groups: Sequence[Group]) -> pa.Table:
 
 def read_tokens(groups: Sequence[Group], precision: str, gpus: float) -> pa.Table:
     """A row for each sample: its id and the fields of TokenScores."""
-    device = scoring_device(1, gpus)
+    device = scoring_device(1, gpus, precision)
     rows = []
     for targets, samples in groups:
         encoding = targets[0].encoding

@@ -13,7 +13,9 @@ from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
+from instructdiff_ray.engine.device import require_gpu
 from instructdiff_ray.errors import UserError, user_error_in
+from instructdiff_ray.pool.tasks import results
 from instructdiff_ray.progress import Stage
 from instructdiff_ray.training.task import TRAINED, TrainTask
 
@@ -24,12 +26,16 @@ MAX_FAILURES = 3
 
 def fit(task: TrainTask, stage: Stage) -> dict[str, str]:
     """Train, leave the model in `task.target` and give the identity of its `weights`, and how its
-    `batches` were laid out. Raises UserError where the device will not hold the training.
+    `batches` were laid out. Raises UserError where the device will not hold the training, or torch
+    can't use it.
 
     The stage counts optimizer steps. A worker that dies is started again, with all others, from the
     last checkpoint.
     """
     gpus = task.resources.gpus_per_worker
+    if gpus:  # before Ray Train, whose workers meet by way of their GPUs before they do anything
+        check = ray.remote(num_cpus=1, num_gpus=gpus, max_calls=1)(require_gpu)
+        results([check.remote(task.precision)])
     with _mailbox(stage) as mailbox:
         trainer = TorchTrainer(
             train_worker,

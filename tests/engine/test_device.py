@@ -9,9 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from instructdiff_ray.engine import metrics
-from instructdiff_ray.engine.device import device_failed, missing_to_compile, model_unlike
+from instructdiff_ray.engine.device import (
+    device_failed,
+    missing_to_compile,
+    model_unlike,
+    require_gpu,
+)
 from instructdiff_ray.engine.lm_head import output_head
 from instructdiff_ray.engine.metrics import SampleScorer
+from instructdiff_ray.errors import UserError
 from tests.engine.test_metrics import assert_same, build, random_samples
 
 MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -35,6 +41,36 @@ def test_an_error_is_of_memory_of_the_device_or_of_a_model_built_otherwise(
     error: Exception, failed: bool, unlike: bool
 ) -> None:
     assert (device_failed(error), model_unlike(error)) == (failed, unlike)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "available", "bf16", "line"),
+    [
+        (None, False, False, r"is a CPU build .+ install the CUDA build .+ or take cluster=local$"),
+        ("13.0", False, False, r"driver is too old for CUDA 13.0 .+ or take cluster=local$"),
+        ("13.0", True, False, r"^Tesla T4 on .+ set cluster.precision=fp32$"),
+        ("13.0", True, True, None),
+    ],
+)
+def test_a_gpu_that_is_of_no_use_is_refused_in_a_line_that_says_what_to_do(
+    cuda: str | None,
+    available: bool,
+    bf16: bool,
+    line: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    if available:
+        require_gpu("fp32")
+    if line is None:
+        require_gpu("bf16")
+    else:
+        with pytest.raises(UserError, match=line):
+            require_gpu("bf16")
 
 
 def test_where_nothing_can_be_compiled_the_sums_are_eager(

@@ -85,6 +85,13 @@ def test_what_is_chosen_fits(
         assert placement.gpus <= gpus
 
 
+def test_a_gpu_that_torch_can_not_use_is_refused_in_one_line(
+    model: Model, unusable_gpu: str
+) -> None:
+    with pytest.raises(UserError, match=unusable_gpu):
+        place(ClusterConfig(score=OPEN), [model], 64)
+
+
 def test_on_processors_nothing_is_looked_at(model: Model) -> None:
     assert place(ClusterConfig(), [model], 64) == Placement(1, 0)
     one = ClusterConfig(score=ScoreResources(gpus_per_actor=4, models_per_actor=1))

@@ -102,6 +102,17 @@ def test_every_sample_of_the_pool_is_scored_once_as_the_definition_says(
         assert found["response_tokens"] == row["response_tokens"] == sum(encoded.response)
 
 
+@pytest.mark.slow
+def test_a_scorer_refuses_a_gpu_that_torch_can_not_use_in_one_line(
+    config: Config, pool: Pool, model: Model, tmp_path: Path, unusable_gpu: str
+) -> None:
+    # Nothing is measured beforehand where both are set.
+    resources = ScoreResources(gpus_per_actor=1, models_per_actor=1)
+    on_gpu = replace(config, cluster=ClusterConfig(score=resources))
+    with pytest.raises(UserError, match=unusable_gpu):
+        score(on_gpu, pool, whole(config, model), Storage(str(tmp_path)), QUIET, ScoringStats())
+
+
 def test_two_models_share_a_pass_and_each_lacks_only_what_is_missing(
     config: Config, pool: Pool, model: Model, other: Model, tmp_path: Path
 ) -> None:

@@ -125,6 +125,13 @@ def test_a_checkpoint_that_cannot_be_loaded_ends_in_a_line_that_names_it_and_sta
     assert distance(one_worker, trained(broken)) == 0
 
 
+def test_a_gpu_that_torch_can_not_use_is_refused_in_one_line(
+    task: TrainTask, unusable_gpu: str
+) -> None:
+    with pytest.raises(UserError, match=unusable_gpu):
+        trained(replace(task, resources=TrainResources(gpus_per_worker=1)))
+
+
 @pytest.mark.slow
 def test_two_workers_learn_what_one_does(
     task: TrainTask, one_worker: dict[str, torch.Tensor], tmp_path: Path
