@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from instructdiff_ray.config.data import DataConfig
+from instructdiff_ray.config.precision import choose_precision, processor_instructions
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.models.encoding import EncoderSpec
@@ -79,6 +80,7 @@ def prepare(config: Config, progress: Progress) -> RunContext:
     Raises UserError.
     """
     check_settings(config)
+    config = _with_precision(config, progress)
     storage = Storage(absolute(config.storage))
     folder = Folder(absolute(config.run_dir or f"{storage.root}/runs/{run_name()}"))
     files = list_data(config.data)
@@ -115,6 +117,15 @@ def list_data(data: DataConfig) -> list[SourceFile]:
     if not any(file.size for file in files):
         raise UserError(f"data.path={', '.join(data.paths)} holds no row")
     return files
+
+
+def _with_precision(config: Config, progress: Progress) -> Config:
+    """The configuration with fp32 or bf16 in place of `auto`; says which, and why."""
+    if config.cluster.precision != "auto":
+        return config
+    precision, reason = choose_precision(config.cluster, processor_instructions())
+    progress.say(f"cluster.precision=auto is {precision}: {reason}")
+    return replace(config, cluster=replace(config.cluster, precision=precision))
 
 
 def _find_target(config: Config, base: Model, progress: Progress) -> Model:

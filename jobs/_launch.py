@@ -213,7 +213,7 @@ def start_ray(cluster: ClusterConfig) -> None:
     """Join the cluster that is named or that this process runs in; else start one here, once."""
     if ray.is_initialized():
         return
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    address = cluster.joined
     # Logical CPUs: a scorer, a trainer and Ray's own readers share even a machine of two cores,
     # where actors that took every CPU would leave none to read and the job would wait for ever.
     local = None if address else max(4, os.cpu_count() or 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from instructdiff_ray.config.cluster import ClusterConfig, ScoreResources, TrainResources
 from instructdiff_ray.config.data import DataConfig, TemplateConfig
+from instructdiff_ray.config.precision import choose_precision, processor_instructions
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.config.selection import SelectConfig
 from instructdiff_ray.config.training import CalibrateConfig
@@ -101,6 +103,49 @@ def test_an_impossible_value_is_refused_by_a_line_that_names_its_key(
         build(**{name: value})
     assert key in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+GPUS = {
+    "train": TrainResources(gpus_per_worker=1),
+    "score": ScoreResources(gpus_per_actor=None),
+}
+
+
+@pytest.mark.parametrize(
+    ("resources", "address", "instructions", "precision"),
+    [
+        (GPUS, None, set(), "bf16"),
+        (GPUS, "10.0.0.1:6379", set(), "bf16"),
+        ({}, None, {"avx2", "avx512f"}, "fp32"),
+        ({}, None, {"avx512f", "avx512_bf16"}, "bf16"),
+        ({}, None, {"amx_bf16"}, "bf16"),
+        ({}, "10.0.0.1:6379", {"amx_bf16"}, "fp32"),  # the machines there may have none
+        ({"train": GPUS["train"]}, None, set(), "fp32"),  # for scoring is on processors
+        ({"score": GPUS["score"]}, "10.0.0.1:6379", {"amx_bf16"}, "fp32"),
+    ],
+)
+@pytest.mark.parametrize("by_variable", [False, True])
+def test_precision_is_bf16_where_all_of_the_work_is_faster_in_it(
+    resources: dict[str, Any],
+    address: str | None,
+    instructions: set[str],
+    precision: str,
+    by_variable: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if by_variable and address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        address = None
+    cluster = ClusterConfig(precision="auto", address=address, **resources)
+    assert choose_precision(cluster, instructions)[0] == precision
+
+
+@pytest.mark.skipif(
+    (platform.system(), platform.machine()) != ("Linux", "x86_64"), reason="none are listed"
+)
+def test_the_processor_is_known_by_its_instructions() -> None:
+    assert "sse2" in processor_instructions()  # every x86-64 has it
 
 
 def test_the_defaults_and_the_values_at_the_limits_are_allowed() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from instructdiff_ray.config.cluster import ClusterConfig
 from instructdiff_ray.config.data import DataConfig, ModelConfig
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.config.selection import BaselineConfig, SelectConfig
@@ -46,6 +47,18 @@ def test_another_seed_keeps_the_models_and_files_that_were_found(context: RunCon
     # Not looked up again: a hub's branch may have moved, a folder may have changed.
     assert seeded.base is context.base and seeded.target is context.target
     assert seeded.files is context.files
+
+
+def test_what_auto_stands_for_is_decided_before_any_key_is_made(context: RunContext) -> None:
+    lines = io.StringIO()
+    asked = replace(context.config, cluster=ClusterConfig(precision="auto"))
+    config = prepare(asked, Progress(lines)).config
+    precision = config.cluster.precision
+    assert precision in ("fp32", "bf16")
+    assert lines.getvalue().startswith(f"cluster.precision=auto is {precision}: ")
+    named = replace(context.config, cluster=ClusterConfig(precision=precision))
+    assert config == prepare(named, Progress(lines)).config
+    assert lines.getvalue().count("\n") == 1  # what is named needs no line
 
 
 def test_preparing_makes_nothing(context: RunContext) -> None:

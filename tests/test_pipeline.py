@@ -145,6 +145,7 @@ def test_the_run_folder_holds_all_that_tools_outside_rely_on(run: FinishedRun) -
         "base": counts["pool"],  # once, though there were two rounds
         "calibrated": 2 * counts["pool"],
     }
+    assert summary["scoring"]["precision"] == "fp32"
     assert summary["scoring"]["tokens"] > 0 and summary["scoring"]["tokens_per_second"] > 0
     shares = summary["scoring"]["shares"]
     assert shares.keys() == {"padding", "waited", "matrix_product_rate"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 
 from instructdiff_ray.errors import require
@@ -98,6 +99,7 @@ class ClusterConfig:
 
     address: a running Ray cluster; None joins RAY_ADDRESS, or starts Ray on this machine.
     precision: fp32 | bf16, of the models' matrix products; softmax and entropy are always fp32.
+        `auto` is what `precision.py` makes of it, and in no RunContext.
     """
 
     name: str = "local"
@@ -108,6 +110,11 @@ class ClusterConfig:
 
     def __post_init__(self) -> None:
         require(
-            self.precision in ("fp32", "bf16"),
-            f"cluster.precision={self.precision} is not known; use fp32 or bf16",
+            self.precision in ("auto", "fp32", "bf16"),
+            f"cluster.precision={self.precision} is not known; use fp32, bf16 or auto",
         )
+
+    @property
+    def joined(self) -> str | None:
+        """The address of the Ray cluster that is joined; None: Ray is started on this machine."""
+        return self.address or os.environ.get("RAY_ADDRESS")

@@ -54,6 +54,7 @@ def summarize(
         "calibrated_model": paths[0] if paths else None,
         **({"calibrated_models": paths} if len(paths) > 1 else {}),
         "scoring": {
+            "precision": context.config.cluster.precision,
             "tokens": stats.tokens,
             "seconds": scoring_s,
             "tokens_per_second": stats.tokens / scoring_s if scoring_s else 0.0,
