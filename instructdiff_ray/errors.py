@@ -46,6 +46,10 @@ class DamagedFile(UserError):
     """A file of storage that is not what was written; it has been deleted."""
 
 
+class UnreadableCheckpoint(UserError):
+    """A checkpoint that could not be loaded, perhaps because another worker died meanwhile."""
+
+
 class LostScores(DamagedFile):
     """Scores of a sample that were there are not any more."""
 
@@ -65,8 +69,8 @@ def user_error_in(error: BaseException) -> UserError | None:
     text = f"{type(error).__name__}: {error}"
     pattern = rf"^(?:.*\W)?{re.escape(__name__)}\.(\w+): (.+)$"
     if match := re.search(pattern, text, re.MULTILINE):
-        kinds = {kind.__name__: kind for kind in (UserError, DamagedFile, LostScores)}
-        return kinds[match.group(1)](match.group(2))
+        kinds = (UserError, DamagedFile, LostScores, UnreadableCheckpoint)
+        return {kind.__name__: kind for kind in kinds}[match.group(1)](match.group(2))
     for limit, line in LIMITS.items():
         if re.search(limit, text, re.MULTILINE):
             return UserError(line)

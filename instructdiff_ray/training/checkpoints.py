@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 from transformers import TrainerCallback
 
-from instructdiff_ray.errors import UserError, user_error_in
+from instructdiff_ray.errors import UnreadableCheckpoint, UserError, user_error_in
 from instructdiff_ray.storage.artifacts import ATTEMPT, Artifact, ArtifactWriter
 from instructdiff_ray.storage.local_copy import temporary_copy
 
@@ -134,7 +134,8 @@ def last_checkpoint(checkpoints: Artifact) -> Iterator[str | None]:
 def naming_the_checkpoint(folder: str | None, keeper: KeepCheckpoints) -> Iterator[None]:
     """What is raised while a checkpoint is loaded is a UserError that names it.
 
-    It is not deleted: it may be good, and what failed another worker, a disk or the memory.
+    It is not deleted: it may be good, and what failed another worker, a disk or the memory. So with
+    other workers it is an UnreadableCheckpoint, after which all are started again.
     """
     try:
         yield
@@ -142,11 +143,17 @@ def naming_the_checkpoint(folder: str | None, keeper: KeepCheckpoints) -> Iterat
         if folder is None or keeper.began or user_error_in(error):
             raise
         line = str(error).strip().split("\n")[0]
-        raise UserError(
+        kind = UserError if alone() else UnreadableCheckpoint
+        raise kind(
             f"the checkpoints in {keeper.checkpoints.home.path} can't be loaded"
             f" ({type(error).__name__}: {line}); if no worker died, delete that folder, and the"
             " training begins anew"
         ) from error
+
+
+def alone() -> bool:
+    """Whether this is the only worker."""
+    return not dist.is_initialized() or dist.get_world_size() == 1
 
 
 def first_rank() -> bool:
@@ -156,7 +163,7 @@ def first_rank() -> bool:
 
 def first_rank_says(value: Any) -> Any:
     """What worker 0 holds, on every worker."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if alone():
         return value
     box = [value]
     dist.broadcast_object_list(box, src=0)
@@ -165,7 +172,7 @@ def first_rank_says(value: Any) -> Any:
 
 def all_ranks_say(value: Any) -> list[Any]:
     """What each worker holds, on every worker."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if alone():
         return [value]
     values = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)

@@ -10,11 +10,18 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
-from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import (
+    ControllerError,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    UserCallback,
+)
 from ray.train.torch import TorchTrainer
 
 from instructdiff_ray.engine.device import require_gpu
-from instructdiff_ray.errors import UserError, user_error_in
+from instructdiff_ray.errors import UnreadableCheckpoint, UserError, user_error_in
 from instructdiff_ray.pool.tasks import results
 from instructdiff_ray.progress import Stage
 from instructdiff_ray.training.task import TRAINED, TrainTask
@@ -49,18 +56,33 @@ def fit(task: TrainTask, stage: Stage) -> dict[str, str]:
                 name="ray-train",
                 storage_path=task.scratch.path,
                 failure_config=FailureConfig(max_failures=MAX_FAILURES),
+                callbacks=[EndOnUserError()],
             ),
         )
         try:
             trainer.fit()
         except TrainingFailedError as error:
+            # What the callback raised comes as it is, what workers raised as text.
+            ended_by = error.controller_failure if isinstance(error, ControllerError) else error
+            if isinstance(ended_by, UserError):
+                raise ended_by from None
             if user_error := user_error_in(error):
                 raise user_error from error
             raise
     trained: dict[str, str] = json.loads(task.scratch.read_bytes(TRAINED) or b"")
-    if "refused" in trained:
-        raise UserError(trained["refused"])
     return trained
+
+
+class EndOnUserError(UserCallback):
+    """Ends a training where a worker raises a UserError, which every other attempt would raise too.
+
+    Ray Train would start the workers again, as often as any that fail.
+    """
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        for error in worker_exceptions.values():
+            if isinstance(error, UserError) and not isinstance(error, UnreadableCheckpoint):
+                raise error
 
 
 def train_worker(config: dict[str, Any]) -> None:

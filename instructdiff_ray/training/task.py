@@ -12,7 +12,7 @@ from instructdiff_ray.storage.artifacts import Artifact
 from instructdiff_ray.storage.filesystem import Folder
 
 EXAMPLES = "examples"  # in the scratch folder: the training set
-TRAINED = "trained.json"  # in the scratch folder: the saved model's identity, or why there is none
+TRAINED = "trained.json"  # in the scratch folder: the saved model's identity
 
 
 @dataclass(frozen=True)

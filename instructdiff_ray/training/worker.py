@@ -27,9 +27,11 @@ from transformers import (
     set_seed,
 )
 
+from instructdiff_ray.config.cluster import TrainResources
 from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.engine.device import UNLIKE, device_failed, model_unlike
 from instructdiff_ray.engine.throughput import keep_freed_memory
+from instructdiff_ray.errors import UserError
 from instructdiff_ray.models.model import Model, folder_identity
 from instructdiff_ray.storage.local_copy import temporary_copy
 from instructdiff_ray.training.adapter import with_adapter
@@ -75,10 +77,8 @@ def train(task: TrainTask, mailbox: Any) -> None:
         collator, refusal = first_rank_says(
             layout(task, arguments, examples, world) if first_rank() else None
         )
-        if refusal:
-            # Not raised: Ray Train would start the workers again, as often as any that fail.
-            task.scratch.write_json(TRAINED, {"refused": refusal})
-            return
+        if refusal:  # on all workers, or the others would wait for this one
+            raise UserError(refusal)
         if arguments.fsdp:
             _shard(arguments)
         model = base_model(task, sharded=bool(arguments.fsdp)).train()
@@ -256,13 +256,17 @@ def _wants_fsdp(task: TrainTask, world: int) -> bool:
     # Adafactor's sums are of whole matrices.
     if world == 1 or not resources.gpus_per_worker or hyper.optimizer != "adamw":
         return False
+    device = device_memory(resources)
+    assert device is not None
     # Weights, and where these are trained their gradients and two moments.
     copies = 1 if hyper.lora_rank else 4
-    return copies * FP32 * task.model.parameters() > USABLE_DEVICE_MEMORY * device_memory()
+    return copies * FP32 * task.model.parameters() > USABLE_DEVICE_MEMORY * device
 
 
-def device_memory() -> int:
-    """Bytes of this worker's GPU."""
+def device_memory(resources: TrainResources) -> int | None:
+    """Bytes of this worker's GPU; None on processors, whose memory is not this worker's alone."""
+    if not resources.gpus_per_worker:
+        return None
     return int(torch.cuda.get_device_properties(0).total_memory)
 
 
@@ -275,7 +279,8 @@ def _refusal(
 ) -> str | None:
     """The line that says so where the device will not hold the training. Of a model that can't be
     run without numbers nothing is known, and it is tried."""
-    if not task.resources.gpus_per_worker or task.model.trust_remote_code:
+    device = device_memory(task.resources)
+    if device is None or task.model.trust_remote_code:
         return None
     samples = arguments.per_device_train_batch_size
     try:
@@ -293,7 +298,7 @@ def _refusal(
                 accumulates=arguments.gradient_accumulation_steps > 1
                 or (world > 1 and not arguments.fsdp),
             ),
-            device_memory(),
+            device,
         )
     except UNLIKE as error:
         if not model_unlike(error):

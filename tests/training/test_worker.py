@@ -20,7 +20,7 @@ from instructdiff_ray.config.cluster import TrainResources
 from instructdiff_ray.config.data import TemplateConfig
 from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.demo.pool import prose
-from instructdiff_ray.errors import UserError
+from instructdiff_ray.errors import UnreadableCheckpoint, UserError
 from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.model import Model
 from instructdiff_ray.pool.pool import PARTS
@@ -28,13 +28,14 @@ from instructdiff_ray.progress import Progress
 from instructdiff_ray.sample import Part, sample_id
 from instructdiff_ray.storage.artifacts import Storage
 from instructdiff_ray.storage.filesystem import Folder
-from instructdiff_ray.training.launch import fit
+from instructdiff_ray.training.launch import EndOnUserError, fit
 from instructdiff_ray.training.task import EXAMPLES, TrainTask
 from instructdiff_ray.training.training_set import WriteExamples
 from instructdiff_ray.training.worker import (
     base_model,
     micro_batch_size,
 )
+from tests.devices import OnSmallDevices
 from tests.faults import Gate, killing
 
 
@@ -130,6 +131,27 @@ def test_a_gpu_that_torch_can_not_use_is_refused_in_one_line(
 ) -> None:
     with pytest.raises(UserError, match=unusable_gpu):
         trained(replace(task, resources=TrainResources(gpus_per_worker=1)))
+
+
+def test_a_user_error_ends_a_training_unless_another_worker_may_be_the_cause() -> None:
+    callback = EndOnUserError()
+    callback.after_exception(None, {0: RuntimeError("lost a peer"), 1: UnreadableCheckpoint("no")})
+    with pytest.raises(UserError, match="no such model"):
+        callback.after_exception(None, {0: RuntimeError("lost"), 1: UserError("no such model")})
+
+
+def test_a_training_that_the_device_will_not_hold_is_refused_once_and_in_one_line(
+    task: TrainTask, ray_session: None
+) -> None:
+    # Workers of processors, for those of GPUs can't meet without one.
+    fields = vars(task) | {"resources": TrainResources(workers=2)}
+    line = (
+        r"^this training needs about 0 GiB and the device has 0; what would fit: a larger device$"
+    )
+    with pytest.raises(UserError, match=line):
+        trained(OnSmallDevices(**fields))
+    # Worker 0 alone, in its first attempt alone.
+    assert len(list(Path(task.scratch.path).glob("looked-*"))) == 1
 
 
 @pytest.mark.slow
