@@ -219,6 +219,8 @@ def start_ray(cluster: ClusterConfig) -> None:
     local = None if address else max(4, os.cpu_count() or 1)
     # Errors of Ray's C++ side that are none go to the terminal too, and to its log files.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if address:  # whose dashboard then knows of trainings, their attempts and workers
+        os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
     warnings.simplefilter("ignore", RayDeprecationWarning)
     try:
         with _silent_stderr():

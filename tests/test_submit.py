@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -45,6 +46,17 @@ class Head:
         """Submit this checkout with `python command…`, wait, and give status and all output."""
         submit = [RAY, "job", "submit", "--address", self.jobs, "--working-dir", str(ROOT), "--"]
         return self.run(*submit, sys.executable, *command)
+
+    def ask(self, path: str, body: object = None) -> Any:
+        """What its dashboard answers: to a GET, or to a POST of this body."""
+        headers = {
+            "Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}",
+            "Content-Type": "application/json",
+        }
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.jobs}{path}", data, headers)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -137,16 +149,10 @@ def process_cluster(node_types: dict, address: str) -> dict:
 
 def wait_until_ready(head: Head, process: subprocess.Popen, folder: Path) -> None:
     """Until it takes a job that does nothing: it answers before the agent that starts jobs does."""
-    headers = {
-        "Authorization": f"Bearer {head.environment['RAY_AUTH_TOKEN']}",
-        "Content-Type": "application/json",
-    }
-    job = json.dumps({"entrypoint": "true"}).encode()
-    request = urllib.request.Request(f"{head.jobs}/api/jobs/", job, headers)
     while process.poll() is None:
         try:
-            with urllib.request.urlopen(request, timeout=60):
-                return
+            head.ask("/api/jobs/", {"entrypoint": "true"})
+            return
         except (urllib.error.URLError, OSError):
             time.sleep(0.5)
     pytest.fail(f"the head did not start:\n{(folder / 'log').read_text()}")
@@ -190,6 +196,21 @@ def test_the_submitted_method_leaves_its_selection(
     job = head.submit("jobs/run.py", *settings, f"run_dir={tmp_path}")
     assert job.returncode == 0, job.stdout
     check_selection(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_dashboard_knows_of_the_training_and_its_workers(
+    head: Head, settings: list[str], tmp_path: Path
+) -> None:
+    # Another seed, and so a training of its own.
+    job = head.submit("jobs/run.py", *settings, "seed=1", f"run_dir={tmp_path}")
+    assert job.returncode == 0, job.stdout
+    latest = head.ask("/api/train/v2/runs/v1")["train_runs"][0]
+    assert (latest["name"], latest["status"]) == ("calibrate", "FINISHED")
+    (attempt,) = latest["attempts"]
+    assert attempt["status"] == "FINISHED"
+    workers = [(each["world_rank"], each["status"]) for each in attempt["workers"]]
+    assert workers == [(0, "DEAD")]  # it has done its work
 
 
 @pytest.mark.slow

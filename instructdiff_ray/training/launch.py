@@ -53,7 +53,7 @@ def fit(task: TrainTask, stage: Stage) -> dict[str, str]:
                 resources_per_worker={"CPU": 1, **({"GPU": gpus} if gpus else {})},
             ),
             run_config=RunConfig(
-                name="ray-train",
+                name=stage.name,
                 storage_path=task.scratch.path,
                 failure_config=FailureConfig(max_failures=MAX_FAILURES),
                 callbacks=[EndOnUserError()],
