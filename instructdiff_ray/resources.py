@@ -1,4 +1,4 @@
-"""Whether what a stage asks for can ever be there."""
+"""Whether what a stage asks for can ever be there, and which machines its work keeps off."""
 
 from __future__ import annotations
 
@@ -10,6 +10,28 @@ from instructdiff_ray.errors import UserError
 
 # Set in Ray Data's context where Ray was started for this command: no machine will come to help.
 SINGLE_MACHINE = "instructdiff_single_machine"
+
+# A label of machines (docs/cluster.md): GPU on those whose CPUs are for training and scoring alone;
+# HEAD on the head of a cluster that has, or can add, machines without GPUs for all other work.
+MACHINE_LABEL, GPU_MACHINE, HEAD_MACHINE = "instructdiff-machine", "gpu", "head"
+
+
+def machines_for(gpus: float) -> dict[str, str]:
+    """The label selector of work that takes so many GPUs.
+
+    Work that takes none keeps off the machines that are labelled for work that does, where there
+    are others. Where there are not, the selector is empty, for what no machine may do would wait
+    for ever. Of machines that could be added but are not there Ray says nothing; the head's label
+    does.
+    """
+    cpus: dict[str | None, float] = {}
+    for machine in ray.nodes():
+        if machine["Alive"]:
+            label = machine["Labels"].get(MACHINE_LABEL)
+            cpus[label] = cpus.get(label, 0) + machine["Resources"].get("CPU", 0)
+    others = HEAD_MACHINE in cpus or any(cpus[label] for label in cpus.keys() - {GPU_MACHINE})
+    labelled = bool(cpus.keys() - {None})
+    return {MACHINE_LABEL: f"!{GPU_MACHINE}"} if not gpus and labelled and others else {}
 
 
 def require_gpus(cluster: ClusterConfig, stage: str) -> None:

@@ -5,7 +5,13 @@ from ray.data import DataContext
 
 from instructdiff_ray.config.cluster import ClusterConfig, ScoreResources, TrainResources
 from instructdiff_ray.errors import UserError
-from instructdiff_ray.resources import SINGLE_MACHINE, missing_gpus, require_gpus
+from instructdiff_ray.resources import (
+    MACHINE_LABEL,
+    SINGLE_MACHINE,
+    machines_for,
+    missing_gpus,
+    require_gpus,
+)
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 NODE = ClusterConfig(
@@ -31,3 +37,29 @@ def test_gpus_that_can_never_come_are_refused_in_one_line(monkeypatch: pytest.Mo
         )
     finally:
         DataContext.get_current().remove_config(SINGLE_MACHINE)
+
+
+def node(label: str | None, cpus: float = 4, alive: bool = True) -> dict:
+    labels = {} if label is None else {MACHINE_LABEL: label}
+    return {"Alive": alive, "Labels": labels, "Resources": {"CPU": cpus}}
+
+
+@pytest.mark.parametrize(
+    ("machines", "kept_off"),
+    [
+        ([node("head", cpus=0)], True),  # others can be added
+        ([node("head", cpus=0), node("gpu")], True),
+        ([node(None), node("gpu")], True),
+        ([node("cpu")], True),
+        ([node(None), node(None)], False),  # a cluster without labels: as if there were none
+        ([node("gpu")], False),  # it would wait for ever
+        ([node(None, cpus=0), node("gpu")], False),
+        ([node("cpu", alive=False), node("gpu")], False),
+    ],
+)
+def test_work_without_gpus_keeps_off_their_machines_where_there_are_others(
+    monkeypatch: pytest.MonkeyPatch, machines: list[dict], kept_off: bool
+) -> None:
+    monkeypatch.setattr("ray.nodes", lambda: machines)
+    assert machines_for(gpus=0) == ({MACHINE_LABEL: "!gpu"} if kept_off else {})
+    assert machines_for(gpus=1) == {}

@@ -3,159 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import shutil
-import socket
-import subprocess
-import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import ray
-import yaml
 
 from instructdiff_ray.demo.pool import write_pool
-from tests.faults import end_session
+from tests.heads import ROOT, Head, running_head
 
-ROOT = Path(__file__).resolve().parents[1]
-RAY = str(Path(sys.executable).with_name("ray"))
 ROWS = 120
 
 pytestmark = pytest.mark.timeout(1800)
-
-
-@dataclass(frozen=True)
-class Head:
-    """A running head: its own address, its job server's, and the environment that has its token."""
-
-    address: str
-    jobs: str
-    environment: dict[str, str]
-
-    def submit(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Submit this checkout with `python command…`, wait, and give status and all output."""
-        submit = [RAY, "job", "submit", "--address", self.jobs, "--working-dir", str(ROOT), "--"]
-        return self.run(*submit, sys.executable, *command)
-
-    def ask(self, path: str, body: object = None) -> Any:
-        """What its dashboard answers: to a GET, or to a POST of this body."""
-        headers = {
-            "Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}",
-            "Content-Type": "application/json",
-        }
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self.jobs}{path}", data, headers)
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)
-
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            command,
-            cwd=ROOT,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
-@contextmanager
-def running_head(options: list[str], node_types: dict | None = None) -> Iterator[Head]:
-    """`ray start --head` beside any other Ray of this machine: own ports, folder and token.
-
-    node_types: machines that it may add by itself; here they are processes.
-    """
-    # Ray's sockets lie below, and their paths may not be long.
-    folder = Path(tempfile.mkdtemp(prefix="ray-head-", dir="/tmp"))
-    port, jobs, client, agent = free_ports(4)
-    address = f"{ray.util.get_node_ip_address()}:{port}"
-    environment = os.environ | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    for other in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # either goes before --address
-        environment.pop(other, None)
-    head_environment = environment | {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
-    command = [RAY, "start", "--head", "--block", *options]
-    command += [f"--port={port}", f"--dashboard-port={jobs}", f"--ray-client-server-port={client}"]
-    command += [f"--dashboard-agent-listen-port={agent}", f"--temp-dir={folder / 'ray'}"]
-    command += ["--min-worker-port=0", "--max-worker-port=0", "--object-store-memory=200000000"]
-    if node_types:
-        autoscaler = folder / "autoscaler.yaml"
-        autoscaler.write_text(yaml.safe_dump(process_cluster(node_types, address)))
-        command += [f"--autoscaling-config={autoscaler}"]
-        head_environment |= {
-            "RAY_FAKE_CLUSTER": "1",
-            "RAY_OVERRIDE_NODE_ID_FOR_TESTING": "f" * 51 + "00000",
-            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-        }
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            command, env=head_environment, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        head = Head(address, f"http://127.0.0.1:{jobs}", environment)
-        wait_until_ready(head, process, folder)
-        yield head
-    finally:
-        process.terminate()
-        end_session(process, patience_s=30)
-        shutil.rmtree(folder)
-
-
-def process_cluster(node_types: dict, address: str) -> dict:
-    """A cluster.yaml for Ray's provider of machines that are processes on this one."""
-    lists = (
-        "initialization_commands setup_commands head_setup_commands worker_setup_commands"
-        " head_start_ray_commands worker_start_ray_commands cluster_synced_files rsync_exclude"
-        " rsync_filter"
-    )
-    return {
-        "cluster_name": "processes",
-        "max_workers": max(node["max_workers"] for node in node_types.values()),
-        "idle_timeout_minutes": 1,
-        "upscaling_speed": 1.0,
-        "provider": {
-            "type": "fake_multinode",
-            "gcs_address": address,
-            "use_node_id_as_ip": True,
-            "disable_node_updaters": True,
-            "disable_launch_config_check": True,
-        },
-        "head_node_type": "ray.head.default",
-        "available_node_types": node_types,
-        "auth": {},
-        "docker": {},
-        "file_mounts": {},
-        "file_mounts_sync_continuously": False,
-        **{name: [] for name in lists.split()},
-    }
-
-
-def wait_until_ready(head: Head, process: subprocess.Popen, folder: Path) -> None:
-    """Until it takes a job that does nothing: it answers before the agent that starts jobs does."""
-    while process.poll() is None:
-        try:
-            head.ask("/api/jobs/", {"entrypoint": "true"})
-            return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
-    pytest.fail(f"the head did not start:\n{(folder / 'log').read_text()}")
 
 
 def check_selection(folder: Path) -> None:
@@ -269,32 +128,3 @@ def test_the_demo_and_a_sweep_over_it_can_be_submitted(head: Head, tmp_path: Pat
         check_selection(sweep / point)
         summary = json.loads((sweep / point / "summary.json").read_text())
         assert summary["scoring"]["samples_scored"] == {"base": 0, "calibrated": 0}
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_a_cluster_without_workers_adds_them_and_finishes(
-    settings: list[str], tmp_path: Path
-) -> None:
-    """cluster.yaml's shape under Ray's own autoscaler: a head without CPUs, and workers from 0.
-
-    Only that the machines are processes, and without GPUs. They share a folder of Ray's,
-    where each unpacks a submitted copy under the others' feet, so this driver connects by itself.
-    """
-    node_types = {
-        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
-        "gpu_worker": {
-            "resources": {"CPU": 4, "GPU": 1},
-            "node_config": {},
-            "min_workers": 0,
-            "max_workers": 2,
-        },
-    }
-    cluster = ["cluster=large", "cluster.precision=fp32"]
-    cluster += ["cluster.train.workers=1", "cluster.train.gpus_per_worker=0"]
-    cluster += ["cluster.score.gpus_per_actor=0"]
-    with running_head(["--num-cpus=0"], node_types) as head:
-        cluster += [f"cluster.address={head.address}", f"run_dir={tmp_path}"]
-        job = head.run(sys.executable, "jobs/run.py", *settings, *cluster)
-    assert job.returncode == 0, job.stdout
-    check_selection(tmp_path)

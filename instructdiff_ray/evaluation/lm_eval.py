@@ -21,6 +21,7 @@ from instructdiff_ray.engine.device import require_gpu
 from instructdiff_ray.errors import UserError, require, user_error_in
 from instructdiff_ray.models.model import Model
 from instructdiff_ray.progress import Progress
+from instructdiff_ray.resources import machines_for
 from instructdiff_ray.scoring.placement import gpus_of_one
 from instructdiff_ray.storage.artifacts import Storage, make_key
 
@@ -83,8 +84,9 @@ def benchmark(
 
 def _run_remotely(config: Config, model: Model, task: str) -> dict[str, float]:
     gpus = gpus_of_one(config.cluster, [model], config.calibrate.max_length)
+    options = {"num_cpus": 1, "num_gpus": gpus, "label_selector": machines_for(gpus)}
     # A machine whose memory ends would get the same task again, without end.
-    run = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(run_task)
+    run = ray.remote(**options, max_retries=0)(run_task)
     try:
         results: Any = ray.get(
             run.remote(model, task, config.cluster.precision, gpus, config.template.chat)

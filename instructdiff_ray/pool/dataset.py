@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 from instructdiff_ray.errors import user_error_in
 from instructdiff_ray.pool.partition import among, id_array
 from instructdiff_ray.pool.pool import Pool
+from instructdiff_ray.resources import machines_for
 from instructdiff_ray.storage.filesystem import Folder
 
 
@@ -95,11 +96,13 @@ def numbered_ids(duplicates: pa.Table) -> pa.Array:
     return pc.binary_join_element_wise(duplicates["sample_id"], repeats, "-").combine_chunks()
 
 
-def stream(dataset: ray.data.Dataset) -> Iterator[pa.Table]:
+def stream(dataset: ray.data.Dataset, gpus: float = 0) -> Iterator[pa.Table]:
     """The dataset's blocks as they are made; the driver holds one at a time.
 
+    gpus: of each actor that one of its stages has; the other stages may run beside them.
     A UserError that a worker raised, or the end of a machine's disk or memory, is a UserError here.
     """
+    dataset.context.execution_options.label_selector = machines_for(gpus)
     try:
         for table in dataset.iter_batches(
             batch_size=None, batch_format="pyarrow", prefetch_batches=0

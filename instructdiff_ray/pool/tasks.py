@@ -12,14 +12,16 @@ from ray.exceptions import RayError
 
 from instructdiff_ray.errors import user_error_in
 from instructdiff_ray.pool.partition import split_by_partition
+from instructdiff_ray.resources import machines_for
 
 Result = TypeVar("Result")
 
 
 def task(function: Callable[..., Any], outputs: int = 1) -> Callable[..., Any]:
-    """What starts this function as a Ray task, and gives a reference to its result, or a list of as
-    many as `outputs`."""
-    return ray.remote(num_returns=outputs)(function).remote
+    """What starts this function as a Ray task that needs no GPU, and gives a reference to its
+    result, or a list of as many as `outputs`."""
+    options = {"num_returns": outputs, "label_selector": machines_for(gpus=0)}
+    return ray.remote(**options)(function).remote
 
 
 def results(refs: Iterable[ray.ObjectRef]) -> list[Any]:

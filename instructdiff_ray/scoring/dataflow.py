@@ -70,7 +70,10 @@ def score_blocks(
         )
         .map_batches(WritePieces(targets), batch_size=None, batch_format="pyarrow")
     )
-    return stream(dataset)
+    # Beside scorers on GPUs, reading, tokenising and writing may take the CPUs of their machines,
+    # most of which are idle. It is not for the network, which the few MB/s of tokens that 8 GPUs
+    # ask for would not fill: another machine would have to be there all the time.
+    return stream(dataset, gpus)
 
 
 def rows_per_batch(scoring_pass: ScorePass, gpus: float, actors: int) -> int:

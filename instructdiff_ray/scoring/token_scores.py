@@ -22,6 +22,7 @@ from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.template import Encoded, Rendered, Span
 from instructdiff_ray.pool.tasks import results
 from instructdiff_ray.progress import Progress
+from instructdiff_ray.resources import machines_for
 from instructdiff_ray.sample import Part
 from instructdiff_ray.scoring.actor import load_scorers, scoring_device
 from instructdiff_ray.scoring.placement import gpus_of_one
@@ -116,7 +117,8 @@ def _run(cluster: ClusterConfig, groups: Sequence[Group]) -> pa.Table:
     longest = max(target.encoding.max_length for target in targets)
     gpus = gpus_of_one(cluster, [target.model for target in targets], longest)
     # One call a process: what it holds of memory and of a GPU is free again when it is done.
-    task = ray.remote(num_cpus=1, num_gpus=gpus, max_calls=1)(read_tokens)
+    options = {"num_cpus": 1, "num_gpus": gpus, "label_selector": machines_for(gpus)}
+    task = ray.remote(**options, max_calls=1)(read_tokens)
     (table,) = results([task.remote(groups, cluster.precision, gpus)])
     assert isinstance(table, pa.Table)
     return table

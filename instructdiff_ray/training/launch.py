@@ -24,6 +24,7 @@ from instructdiff_ray.engine.device import require_gpu
 from instructdiff_ray.errors import UnreadableCheckpoint, UserError, user_error_in
 from instructdiff_ray.pool.tasks import results
 from instructdiff_ray.progress import Stage
+from instructdiff_ray.resources import machines_for
 from instructdiff_ray.training.task import TRAINED, TrainTask
 
 # Times that a worker may die or fail before the training is given up; machines that are taken back
@@ -51,6 +52,7 @@ def fit(task: TrainTask, stage: Stage) -> dict[str, str]:
                 num_workers=task.resources.workers,
                 use_gpu=bool(gpus),
                 resources_per_worker={"CPU": 1, **({"GPU": gpus} if gpus else {})},
+                label_selector=machines_for(gpus) or None,
             ),
             run_config=RunConfig(
                 name=stage.name,
