@@ -27,7 +27,8 @@ export RAY_TMPDIR
 
 mapfile -t machines < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${machines[0]} # where this script runs
-address=$head:$port
+# By number, for Ray does not read /etc/hosts; the one that Ray itself takes for this machine's.
+address=$("$python" -c 'import ray; print(ray.util.get_node_ip_address())'):$port
 
 # Ray on a machine, with options of `ray start`, until this job ends. All CPUs are named twice: a step
 # gets one for its task otherwise, and Ray would count those of the machine. GPUs Slurm gives to each
@@ -39,8 +40,8 @@ ray_on() {
 
 # `ray symmetric-run` would do this too, but ends with `ray stop`: of every Ray of yours on a machine.
 ray_on "$head" --head --port="$port" --dashboard-host=127.0.0.1
-for ((tries = 0; tries < 60; tries++)); do
-    "$ray" health-check --address="$address" > /dev/null 2>&1 && break
+until "$ray" health-check --address="$address" > /dev/null 2>&1; do
+    ((SECONDS < 180)) || { echo "error: no head of Ray came up at $address" >&2; exit 1; }
     sleep 2
 done
 for machine in "${machines[@]:1}"; do
