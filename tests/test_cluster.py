@@ -108,11 +108,37 @@ print("MACHINES", json.dumps(labels))
 """
 
 
+# As tasks and as a dataset of the library, for long enough that both ask for more machines.
+MUCH_WORK = """
+import ray, time
+from instructdiff_ray.pool.dataset import stream
+from instructdiff_ray.pool.tasks import results, task
+ray.init(log_to_driver=False, logging_level="error")
+ray.data.DataContext.get_current().enable_progress_bars = False
+
+def work(block):
+    time.sleep(4)
+    return block
+
+start = task(work)
+assert results(start(n) for n in range(6)) == list(range(6))
+dataset = ray.data.range(6, override_num_blocks=6).map_batches(work, batch_size=None)
+assert sum(block.num_rows for block in stream(dataset)) == 6
+"""
+
+
+def joined(head: Head, code: str) -> str:
+    """What the code prints, run on a machine of the cluster that the head has."""
+    joining = replace(head, environment=head.environment | {"RAY_ADDRESS": head.address})
+    done = joining.run(sys.executable, "-c", code)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
 def machines(head: Head) -> tuple[list[str], list[str]]:
     """The labels of all workers that there ever were, and of those that are there."""
-    joining = replace(head, environment=head.environment | {"RAY_ADDRESS": head.address})
-    answer = joining.run(sys.executable, "-c", MACHINES)
-    (line,) = [li for li in answer.stdout.splitlines() if li.startswith("MACHINES ")]
+    lines = joined(head, MACHINES).splitlines()
+    (line,) = [line for line in lines if line.startswith("MACHINES ")]
     workers = [each for each in json.loads(line.removeprefix("MACHINES ")) if each[0] != "head"]
     return sorted(label for label, _ in workers), sorted(label for label, alive in workers if alive)
 
@@ -133,11 +159,15 @@ def lose_machine(worker: psutil.Process) -> None:
 def test_each_stage_starts_the_machines_that_it_needs_and_no_others(
     model: Model, tmp_path: Path
 ) -> None:
-    """The machines are processes, and GPUs numbers: the models run on processors."""
+    """The machines are processes, and GPUs numbers: the models run on processors.
+
+    Of machines without GPUs one is all that can be had, with one CPU, and there is work for more:
+    without labels, Ray would start one with a GPU for it.
+    """
     node = {"node_config": {}, "min_workers": 0}
     node_types = {
         "ray.head.default": {**node, "resources": {"CPU": 0}, "max_workers": 0},
-        "cpu_worker": {**node, "resources": PROCESSES, "max_workers": 2},
+        "cpu_worker": {**node, "resources": {**PROCESSES, "CPU": 1}, "max_workers": 1},
         "gpu_worker": {**node, "resources": {**PROCESSES, "GPU": 1}, "max_workers": 2},
     }
     for name, label in zip(node_types, ("head", "cpu", "gpu"), strict=True):
@@ -166,6 +196,7 @@ def test_each_stage_starts_the_machines_that_it_needs_and_no_others(
         def command(job: str, *more: str) -> list[str]:
             return [sys.executable, "-m", "tests.processors", f"jobs/{job}.py", *settings, *more]
 
+        joined(head, MUCH_WORK)
         for job in ("ingest", "calibrate"):
             done = head.run(*command(job))
             assert done.returncode == 0, done.stdout

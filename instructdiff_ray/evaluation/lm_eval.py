@@ -84,9 +84,10 @@ def benchmark(
 
 def _run_remotely(config: Config, model: Model, task: str) -> dict[str, float]:
     gpus = gpus_of_one(config.cluster, [model], config.calibrate.max_length)
-    options = {"num_cpus": 1, "num_gpus": gpus, "label_selector": machines_for(gpus)}
     # A machine whose memory ends would get the same task again, without end.
-    run = ray.remote(**options, max_retries=0)(run_task)
+    run = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0, label_selector=machines_for(gpus))(
+        run_task
+    )
     try:
         results: Any = ray.get(
             run.remote(model, task, config.cluster.precision, gpus, config.template.chat)

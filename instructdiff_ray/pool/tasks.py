@@ -20,8 +20,7 @@ Result = TypeVar("Result")
 def task(function: Callable[..., Any], outputs: int = 1) -> Callable[..., Any]:
     """What starts this function as a Ray task that needs no GPU, and gives a reference to its
     result, or a list of as many as `outputs`."""
-    options = {"num_returns": outputs, "label_selector": machines_for(gpus=0)}
-    return ray.remote(**options)(function).remote
+    return ray.remote(num_returns=outputs, label_selector=machines_for(gpus=0))(function).remote
 
 
 def results(refs: Iterable[ray.ObjectRef]) -> list[Any]:

@@ -117,8 +117,9 @@ def _run(cluster: ClusterConfig, groups: Sequence[Group]) -> pa.Table:
     longest = max(target.encoding.max_length for target in targets)
     gpus = gpus_of_one(cluster, [target.model for target in targets], longest)
     # One call a process: what it holds of memory and of a GPU is free again when it is done.
-    options = {"num_cpus": 1, "num_gpus": gpus, "label_selector": machines_for(gpus)}
-    task = ray.remote(**options, max_calls=1)(read_tokens)
+    task = ray.remote(num_cpus=1, num_gpus=gpus, max_calls=1, label_selector=machines_for(gpus))(
+        read_tokens
+    )
     (table,) = results([task.remote(groups, cluster.precision, gpus)])
     assert isinstance(table, pa.Table)
     return table

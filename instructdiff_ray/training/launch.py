@@ -48,7 +48,7 @@ def fit(task: TrainTask, stage: Stage) -> dict[str, str]:
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"task": task, "mailbox": mailbox},
-            scaling_config=ScalingConfig(
+            scaling_config=ScalingConfig(  # type: ignore[call-arg]  # typed as version 1's
                 num_workers=task.resources.workers,
                 use_gpu=bool(gpus),
                 resources_per_worker={"CPU": 1, **({"GPU": gpus} if gpus else {})},
