@@ -1,7 +1,8 @@
 """What stage runs, how far it is, how fast, and when it may end: one plain line at a time.
 
 On a terminal the line is rewritten in place; in a log file a new line comes now and then, so that
-both stay readable.
+both stay readable. The stages of a command, as they stand, are what others show of it
+(results/watch.py).
 """
 
 from __future__ import annotations
@@ -10,17 +11,70 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TextIO
 
 
+@dataclass(frozen=True)
+class StageState:
+    """How a stage stands.
+
+    count: what is done, in `unit`; total, work: what there is to do and what of it is done, in the
+        measure in which it is known beforehand, such as tokens; total None: not known.
+    seconds: since it began, or that it took.
+    """
+
+    name: str
+    unit: str
+    count: float
+    work: float
+    total: float | None
+    seconds: float
+    ended: bool
+    note: str = ""
+
+    @property
+    def share(self) -> float | None:
+        """Of its work that is done, 1 at most; None where that is not known."""
+        return min(1.0, self.work / self.total) if self.total and self.work else None
+
+    @property
+    def rate(self) -> float:
+        """Of `count`, a second."""
+        return self.count / max(self.seconds, 1e-9)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the speed so far; None where that is not known, and when it has ended."""
+        if self.ended or not (self.total and self.work):
+            return None
+        return self.seconds * max(0.0, self.total / self.work - 1)
+
+    def line(self) -> str:
+        """For people: how far, how fast, how long still."""
+        if self.ended:
+            done = f"{self.count:,.0f} {self.unit}" if self.count else "ended"
+            return f"{done} in {duration(self.seconds)}{self._speed()}"
+        share, left = self.share, self.seconds_left
+        percentage = "" if share is None else f"{share:4.0%}  "
+        remaining = "" if left is None else f", about {duration(left)} left"
+        note = f", {self.note}" if self.note else ""
+        return f"{percentage}{self.count:,.0f} {self.unit}{self._speed()}{remaining}{note}"
+
+    def _speed(self) -> str:
+        return f" ({self.rate:,.{0 if self.rate >= 10 else 1}f}/s)" if self.count else ""
+
+
 class Progress:
-    """Prints the stages of a run and keeps their seconds."""
+    """Prints the stages of a run and keeps them: `stages`, in the order in which they began, and
+    the seconds of all that have ended, by their name."""
 
     def __init__(self, stream: TextIO | None = None, log_every_s: float = 10.0) -> None:
         self.stream = stream or sys.stdout
         self.terminal = self.stream.isatty()
         self.every_s = 0.2 if self.terminal else log_every_s
         self.seconds: dict[str, float] = {}
+        self.stages: list[Stage] = []
 
     def say(self, line: str) -> None:
         print(line, file=self.stream, flush=True)
@@ -32,6 +86,7 @@ class Progress:
         Its seconds are added to those of earlier stages of the same name, also when it fails.
         """
         stage = Stage(self, name, unit, total)
+        self.stages.append(stage)
         stage.show("started")
         try:
             yield stage
@@ -58,9 +113,23 @@ class Stage:
         self.work = 0.0
         self.note = ""
         self.began = self.shown = time.monotonic()
+        self.ended: float | None = None
 
     def elapsed(self) -> float:
-        return time.monotonic() - self.began
+        return (time.monotonic() if self.ended is None else self.ended) - self.began
+
+    def state(self) -> StageState:
+        """How it stands; may be asked by another thread."""
+        return StageState(
+            self.name,
+            self.unit,
+            self.count,
+            self.work,
+            self.total,
+            self.elapsed(),
+            self.ended is not None,
+            self.note,
+        )
 
     def add(self, count: float, work: float | None = None, note: str = "") -> None:
         """`count` more units are done; work: their share of `total` where it is another measure."""
@@ -72,24 +141,11 @@ class Stage:
 
     def show(self, status: str = "", last: bool = False) -> None:
         self.shown = time.monotonic()
-        self.progress.line(f"{self.name:<14}{status or self._status()}", last)
+        self.progress.line(f"{self.name:<14}{status or self.state().line()}", last)
 
     def close(self) -> None:
-        done = f"{self.count:,.0f} {self.unit}" if self.count else "ended"
-        self.show(f"{done} in {duration(self.elapsed())}{self._speed()}", last=True)
-
-    def _status(self) -> str:
-        share, left = "", ""
-        if self.total and self.work:
-            share = f"{min(1.0, self.work / self.total):4.0%}  "
-            remaining = self.elapsed() * max(0.0, self.total / self.work - 1)
-            left = f", about {duration(remaining)} left"
-        note = f", {self.note}" if self.note else ""
-        return f"{share}{self.count:,.0f} {self.unit}{self._speed()}{left}{note}"
-
-    def _speed(self) -> str:
-        speed = self.count / max(self.elapsed(), 1e-9)
-        return f" ({speed:,.{0 if speed >= 10 else 1}f}/s)" if self.count else ""
+        self.ended = time.monotonic()
+        self.show(last=True)
 
 
 def duration(seconds: float) -> str:

@@ -43,6 +43,7 @@ from instructdiff_ray.models.model import find_model
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.resources import SINGLE_MACHINE, missing_gpus
 from instructdiff_ray.results.console import sweep_table
+from instructdiff_ray.results.watch import watched
 from instructdiff_ray.storage.artifacts import Storage
 from instructdiff_ray.storage.filesystem import absolute, is_uri, join
 
@@ -105,12 +106,13 @@ def run_stage(stage: Stage, settings: DictConfig) -> dict[str, Any] | None:
     if tasks := config.evaluate.tasks:
         check_tasks(tuple(tasks))
     context = prepare(with_demo(config, progress), progress)
-    start_ray(config.cluster)
-    # What is in storage needs none, so it is only refused where they are really wanted.
-    for part in ("train", "score"):
-        if line := missing_gpus(config.cluster, part):
-            progress.say(f"warning: {line}")
-    return stage(context)
+    with watched(context, os.path.basename(sys.argv[0])):
+        start_ray(config.cluster)
+        # What is in storage needs none, so it is only refused where they are really wanted.
+        for part in ("train", "score"):
+            if line := missing_gpus(config.cluster, part):
+                progress.say(f"warning: {line}")
+        return stage(context)
 
 
 def with_demo(config: Config, progress: Progress) -> Config:

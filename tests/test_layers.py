@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "instructdiff_ray"
 ROOMS = [
     "errors",
     "progress",
+    "telemetry",
     "sample",
     "config",
     "resources",

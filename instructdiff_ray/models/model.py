@@ -6,6 +6,7 @@ import copy
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,6 +23,7 @@ from instructdiff_ray.errors import DamagedFile, UserError
 from instructdiff_ray.storage.artifacts import make_key
 from instructdiff_ray.storage.filesystem import Folder, absolute, is_uri
 from instructdiff_ray.storage.local_copy import cache_folder, local_copy
+from instructdiff_ray.telemetry import MODEL_LOAD_SECONDS
 
 # Transformers and torch are imported where they are needed: they take seconds and hundreds of MiB,
 # and not every process that is told of a model loads something of it.
@@ -153,6 +155,7 @@ class Model:
         """
         from transformers import AutoModelForCausalLM
 
+        began = time.monotonic()
         model = AutoModelForCausalLM.from_pretrained(
             local_copy(self.path),
             revision=self.revision,
@@ -172,7 +175,10 @@ class Model:
                 model.load_adapter(local_copy(adapted.adapter), adapted.adapter_name)
         # Loaded and then moved: a device map would need accelerate's hooks in every forward pass.
         model = model.eval()
-        return model if device is None or spread else model.to(device)
+        if device is not None and not spread:
+            model = model.to(device)
+        MODEL_LOAD_SECONDS.add(time.monotonic() - began, path=self.path)
+        return model
 
 
 def parameters(config: PreTrainedConfig, trust_remote_code: bool = False) -> int:

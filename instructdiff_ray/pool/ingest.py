@@ -50,6 +50,7 @@ from instructdiff_ray.storage.artifacts import (
     make_key,
 )
 from instructdiff_ray.storage.filesystem import Folder
+from instructdiff_ray.telemetry import REJECTED_SAMPLES
 
 VERSION = 4  # of what this stage computes; raise it when the same input gives another pool
 
@@ -116,6 +117,8 @@ def _make_pool(
         if not info["counts"]["pool"]:
             writer.folder.delete()
             raise UserError(_empty_pool(config.data.paths, info["counts"]["rejected"]))
+        for reason, count in info["counts"]["rejected"].items():
+            REJECTED_SAMPLES.add(count, stage="ingest", model="", reason=reason)
         return writer.finish(inputs, info)
 
 

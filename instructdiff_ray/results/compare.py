@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.pool.partition import among, id_array
 from instructdiff_ray.pool.pool import Pool
-from instructdiff_ray.results.summary import SUMMARY
+from instructdiff_ray.results.status import SUMMARY
 from instructdiff_ray.selection.select import SELECTED
 from instructdiff_ray.storage.filesystem import Folder, absolute
 

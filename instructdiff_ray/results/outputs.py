@@ -28,7 +28,8 @@ from instructdiff_ray.results.composition import (
 )
 from instructdiff_ray.results.examples import Shown, choose_examples
 from instructdiff_ray.results.report import render_report
-from instructdiff_ray.results.summary import SUMMARY, summarize
+from instructdiff_ray.results.status import SUMMARY
+from instructdiff_ray.results.summary import summarize
 from instructdiff_ray.sample import Part, Reject
 from instructdiff_ray.selection.ranking import Ranking, selected_id_array
 from instructdiff_ray.selection.select import SELECTED

@@ -22,8 +22,6 @@ from instructdiff_ray.selection.counts import (
 )
 from instructdiff_ray.selection.strategies import repeat_scores
 
-SUMMARY = "summary.json"
-
 
 def summarize(
     context: RunContext, result: Round, concentrations: Sequence[Concentration]

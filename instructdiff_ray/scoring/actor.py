@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -56,6 +56,7 @@ class Scorer:
     ) -> None:
         self.device = scoring_device(actors_per_node, gpus, precision)
         self.throughput = Throughput()
+        self.tokens: Counter[str] = Counter()  # by target
         self.guard = CrashGuardClient(guard)
         self.guard.begin_load()
         self.encodings = list(by_encoding(targets))
@@ -72,7 +73,8 @@ class Scorer:
     def __call__(self, block: pa.Table) -> pa.Table:
         """Gives each row once; what a block is before and after: blocks.py.
 
-        The fields of Throughput are columns too, whose sums are this block's.
+        The fields of Throughput are columns too, and the tokens of each target's forward passes;
+        their sums are this block's.
         """
         with ending_with_the_device():
             return self._call(block)
@@ -82,12 +84,16 @@ class Scorer:
         died = self.guard.begin(name) > 1
         began = time.monotonic()
         self.throughput = Throughput(waited_s=began - self.free_since)
+        self.tokens = Counter()
         scores = self._score_singly(block) if died else self._score(block)
         self.free_since = time.monotonic()
         self.throughput.busy_s = self.free_since - began
         self.throughput.possible = self.throughput.busy_s * self.rate
         self.guard.end(name, scored=not died)
-        for column, value in asdict(self.throughput).items():
+        sums = asdict(self.throughput) | {
+            f"{name}_tokens": float(self.tokens[name]) for name in self.forward_passes
+        }
+        for column, value in sums.items():
             scores = scores.append_column(column, pa.array([value] + [0.0] * (len(scores) - 1)))
         for name, description in self.forward_passes.items():
             column = pa.repeat(description, len(scores))
@@ -113,7 +119,7 @@ class Scorer:
             for name, scorer in scorers.items():
                 try:
                     scores.append((name, rows, scorer.score(batch)))
-                    self._count(scorer, batch)
+                    self._count(name, scorer, batch)
                 except torch.OutOfMemoryError:
                     if len(rows) > 1:
                         # Of this batch, for others may have been cut before the last halving.
@@ -136,8 +142,9 @@ class Scorer:
     def _no_scores(self, number: int, rows: int) -> dict[str, np.ndarray]:
         return {name: np.full(rows, np.nan) for name in self.encodings[number].measures}
 
-    def _count(self, scorer: SampleScorer, batch: Batch) -> None:
+    def _count(self, name: str, scorer: SampleScorer, batch: Batch) -> None:
         tokens, scored = len(batch.tokens), len(batch.targets)
+        self.tokens[name] += tokens
         per_token, per_scored = scorer.operations
         self.throughput.tokens += tokens
         self.throughput.padded_tokens += (

@@ -16,6 +16,7 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from instructdiff_ray.errors import UserError
+from instructdiff_ray.telemetry import SCORER_RETRIES
 
 # Deaths on one sample alone, after the one on its block.
 MAX_DEATHS = 2
@@ -36,6 +37,7 @@ class CrashGuard:
     def begin(self, name: str) -> int:
         """Times that it was begun without an end, with this one."""
         self.begun[name] += 1
+        SCORER_RETRIES.add(self.begun[name] > 1)
         return self.begun[name]
 
     def end(self, name: str, scored: bool) -> None:

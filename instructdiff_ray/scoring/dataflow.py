@@ -115,7 +115,7 @@ class WritePieces:
 
     pieces: name and bytes of each target's, in their order;
     samples, rejected: by encoding, how many were scored, and the reasons of those that were not;
-    forward_passes: how each target's were scored, in their order.
+    forward_passes, tokens: how each target's were scored, and of how many tokens, in their order.
     """
 
     def __init__(self, targets: Targets) -> None:
@@ -132,6 +132,7 @@ class WritePieces:
                 "samples": [samples],
                 "rejected": pa.array([rejected], pa.list_(pa.list_(pa.string()))),
                 "throughput": [throughput],
+                "tokens": [[pc.sum(scores[f"{t.name}_tokens"]).as_py() for t in self.targets]],
                 "forward_passes": [
                     [scores[f"{target.name}_forward_pass"][0].as_py() for target in self.targets]
                 ],

@@ -29,6 +29,12 @@ from instructdiff_ray.scoring.spec import ScoreSpec, ScoreTable
 from instructdiff_ray.scoring.stats import ScoringStats
 from instructdiff_ray.scoring.store import ScoreStore, gather, score_stores
 from instructdiff_ray.storage.artifacts import FinishedArtifact, Storage
+from instructdiff_ray.telemetry import (
+    REJECTED_SAMPLES,
+    SCORED_SAMPLES,
+    SCORED_TOKENS,
+    SCORER_SECONDS,
+)
 
 
 def score(
@@ -148,9 +154,17 @@ def _account(
             rejected[encoding].update(reasons)
             for target in groups[encoding]:
                 stats.add_samples(target.name, samples)
-        for target, description in zip(targets, row["forward_passes"], strict=True):
+                SCORED_SAMPLES.add(samples, model=target.name)
+                for reason, count in Counter(reasons).items():
+                    REJECTED_SAMPLES.add(count, stage="score", model=target.name, reason=reason)
+        for target, description, tokens in zip(
+            targets, row["forward_passes"], row["tokens"], strict=True
+        ):
             stats.add_forward_pass(target.name, description)
+            SCORED_TOKENS.add(tokens, model=target.name)
         throughput = Throughput(**row["throughput"])
         stats.throughput.add(throughput)
+        SCORER_SECONDS.add(throughput.busy_s, state="busy")
+        SCORER_SECONDS.add(throughput.waited_s, state="waiting")
         speed = (stage.work + throughput.tokens) / max(stage.elapsed(), 1e-9)
         stage.add(max(row["samples"]), work=throughput.tokens, note=f"{speed:,.0f} tokens/s")
