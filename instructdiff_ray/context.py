@@ -29,6 +29,7 @@ from instructdiff_ray.selection.requirements import (
 from instructdiff_ray.selection.strategies import STRATEGIES, Strategy
 from instructdiff_ray.storage.artifacts import Storage
 from instructdiff_ray.storage.filesystem import Folder, absolute
+from instructdiff_ray.training.trackers import check_trackers
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,11 @@ def prepare(config: Config, progress: Progress) -> RunContext:
 
 def check_settings(config: Config) -> None:
     """Raises UserError for what the configuration alone shows to be wrong, and can't check itself
-    because it knows neither strategies nor readers."""
+    because it knows neither strategies nor readers nor trackers."""
     check_strategy(config)
     check_arms(config)
     check_format(config.data.format)
+    check_trackers(config.cluster.train.report_to)
     for path in (config.storage, config.run_dir or ""):
         absolute(path)
 

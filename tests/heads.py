@@ -36,11 +36,13 @@ RAY = str(Path(sys.executable).with_name("ray"))
 
 @dataclass(frozen=True)
 class Head:
-    """A running head: its own address, its job server's, and the environment that has its token."""
+    """A running head: its own address, its job server's, the environment that has its token, and
+    the folder in which Ray has its own."""
 
     address: str
     jobs: str
     environment: dict[str, str]
+    folder: Path
 
     def submit(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Submit this checkout with `python command…`, wait, and give status and all output."""
@@ -112,7 +114,7 @@ def running_head(options: list[str], node_types: dict | None = None) -> Iterator
             command, env=head_environment, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        head = Head(address, f"http://127.0.0.1:{jobs}", environment)
+        head = Head(address, f"http://127.0.0.1:{jobs}", environment, folder)
         wait_until_ready(head, process, folder)
         yield head
     finally:

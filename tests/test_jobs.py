@@ -153,6 +153,10 @@ def test_stages_run_alone_and_a_sweep_scores_once(
     status, out, _ = run("select", f"run_dir={tmp_path / 'alone'}")
     assert status == 0
     assert "finished scores were reused" in out
+    progress = json.loads((tmp_path / "alone/progress.json").read_text())
+    assert (progress["state"], progress["error"]) == ("finished", None)
+    assert {stage["name"] for stage in progress["stages"]} >= {"select", "write", "report"}
+    assert all(stage["ended"] for stage in progress["stages"])
 
     status, _, err = run("run", "-m", "select.ratio=0.05,0.1,0.2", f"run_dir={tmp_path / 'sweep'}")
     assert (status, err) == (0, "")

@@ -18,6 +18,7 @@ class TrainResources:
     fsdp: shard model and optimizer over the workers; None does when they don't fit one device.
     checkpoint_minutes: time between two checkpoints, and so what a crash may cost; 0: after every
         step.
+    report_to: trackers that are told loss and learning rate: tensorboard, wandb, mlflow.
     """
 
     workers: int = 1
@@ -25,6 +26,7 @@ class TrainResources:
     tokens_per_device: int = 8192
     fsdp: bool | None = None
     checkpoint_minutes: float = 10
+    report_to: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         require(self.workers >= 1, f"cluster.train.workers={self.workers} must be ≥ 1")

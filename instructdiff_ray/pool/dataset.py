@@ -38,7 +38,7 @@ def pool_rows(pool: Pool, sample_ids: np.ndarray, columns: list[str]) -> Iterato
         KeepIds(ray.put(sample_ids)), batch_size=None, batch_format="pyarrow"
     )
     dataset.context.execution_options.preserve_order = True
-    for table in stream(dataset):
+    for table in stream(dataset, "read pool"):
         if table.num_rows:
             yield table.select(columns)
 
@@ -96,12 +96,14 @@ def numbered_ids(duplicates: pa.Table) -> pa.Array:
     return pc.binary_join_element_wise(duplicates["sample_id"], repeats, "-").combine_chunks()
 
 
-def stream(dataset: ray.data.Dataset, gpus: float = 0) -> Iterator[pa.Table]:
+def stream(dataset: ray.data.Dataset, name: str, gpus: float = 0) -> Iterator[pa.Table]:
     """The dataset's blocks as they are made; the driver holds one at a time.
 
+    name: what Ray's dashboard calls it.
     gpus: of each actor that one of its stages has; the other stages may run beside them.
     A UserError that a worker raised, or the end of a machine's disk or memory, is a UserError here.
     """
+    dataset.set_name(name)
     dataset.context.execution_options.label_selector = machines_for(gpus)
     try:
         for table in dataset.iter_batches(

@@ -153,7 +153,7 @@ def _parse_groups(
         .repartition(target_num_rows_per_block=1, strict=True)
         .map_batches(parse, batch_size=1, batch_format="pyarrow")
     )
-    for receipt in stream(dataset):
+    for receipt in stream(dataset, "ingest"):
         for row in receipt.to_pylist():
             stage.add(row["rows"], work=row["characters"])
 

@@ -4,6 +4,7 @@ by partition."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -17,10 +18,18 @@ from instructdiff_ray.resources import machines_for
 Result = TypeVar("Result")
 
 
-def task(function: Callable[..., Any], outputs: int = 1) -> Callable[..., Any]:
+def task(
+    function: Callable[..., Any], outputs: int = 1, work: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
     """What starts this function as a Ray task that needs no GPU, and gives a reference to its
-    result, or a list of as many as `outputs`."""
-    return ray.remote(num_returns=outputs, label_selector=machines_for(gpus=0))(function).remote
+    result, or a list of as many as `outputs`. work: what it does in truth, after which Ray's
+    dashboard calls it."""
+    named = work or function
+    while isinstance(named, partial):
+        named = named.func
+    name = f"{named.__module__.rpartition('.')[2]}.{named.__name__.lstrip('_')}"
+    machines = machines_for(gpus=0)
+    return ray.remote(num_returns=outputs, name=name, label_selector=machines)(function).remote
 
 
 def results(refs: Iterable[ray.ObjectRef]) -> list[Any]:
@@ -42,7 +51,7 @@ def for_each_partition(
     Each task that splits a table gives a part to each partition, and parts below 100 KB travel by
     way of the driver: so tables should have at least as many rows as a partition.
     """
-    split, gather = task(_split, count), task(_gather)
+    split, gather = task(_split, count), task(_gather, work=work)
     parts = [split(table, count) for table in tables]
     gathered = []
     for number in range(count):

@@ -73,7 +73,7 @@ def score_blocks(
     # Beside scorers on GPUs, reading, tokenising and writing may take the CPUs of their machines,
     # most of which are idle. It is not for the network, which the few MB/s of tokens that 8 GPUs
     # ask for would not fill: another machine would have to be there all the time.
-    return stream(dataset, gpus)
+    return stream(dataset, f"score {', '.join(target.name for target in targets)}", gpus)
 
 
 def rows_per_batch(scoring_pass: ScorePass, gpus: float, actors: int) -> int:

@@ -86,6 +86,7 @@ def calibrate(
                 encoding, folder = EncoderSpec.of(config, base), scratch.sub(EXAMPLES)
                 examples = write_examples(pool, sample_ids, encoding, folder)
                 task = TrainTask(
+                    name=f"{stage}-{artifact.key}",
                     model=base,
                     encoding=encoding,
                     calibrate=config.calibrate,
@@ -95,6 +96,7 @@ def calibrate(
                     scratch=scratch,
                     examples=examples,
                     target=writer.folder.sub("model"),
+                    logs=writer.folder.sub("tensorboard"),
                     checkpoints=checkpoints,
                 )
                 trained = fit(task, steps)

@@ -55,7 +55,7 @@ def fit(task: TrainTask, stage: Stage) -> dict[str, str]:
                 label_selector=machines_for(gpus) or None,
             ),
             run_config=RunConfig(
-                name=stage.name,
+                name=task.name,
                 storage_path=task.scratch.path,
                 failure_config=FailureConfig(max_failures=MAX_FAILURES),
                 callbacks=[EndOnUserError()],

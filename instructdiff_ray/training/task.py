@@ -19,11 +19,14 @@ TRAINED = "trained.json"  # in the scratch folder: the saved model's identity
 class TrainTask:
     """All that a training worker is told.
 
+    name: what Ray's dashboard and trackers call it;
     scratch: folder that holds the training set, and what Ray Train keeps; examples: the set's
-    files; target: folder that takes the finished model, a Hugging Face folder;
+    files; target: folder that takes the finished model, a Hugging Face folder; logs: folder that
+    takes TensorBoard's files;
     checkpoints: the artifact that takes checkpoints, and that a training goes on from.
     """
 
+    name: str
     model: Model
     encoding: EncoderSpec
     calibrate: CalibrateConfig
@@ -33,4 +36,5 @@ class TrainTask:
     scratch: Folder
     examples: list[str]
     target: Folder
+    logs: Folder
     checkpoints: Artifact

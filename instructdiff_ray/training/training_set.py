@@ -45,7 +45,8 @@ def write_examples(
         .map_batches(WriteExamples(encoding, folder), batch_size=None, batch_format="pyarrow")
     )
     # Only these count: a task that died may have left a file that another wrote again.
-    return [name for receipt in stream(dataset) for name in receipt["file"].to_pylist()]
+    receipts = stream(dataset, "training set")
+    return [name for receipt in receipts for name in receipt["file"].to_pylist()]
 
 
 class WriteExamples:

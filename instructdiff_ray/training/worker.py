@@ -52,6 +52,7 @@ from instructdiff_ray.training.checkpoints import (
 )
 from instructdiff_ray.training.memory import FP32, Pass, lacking_memory
 from instructdiff_ray.training.task import EXAMPLES, TRAINED, TrainTask
+from instructdiff_ray.training.trackers import tensorboard_files
 from instructdiff_ray.training.training_set import Examples
 
 # What activations and the allocator need besides.
@@ -70,6 +71,7 @@ def train(task: TrainTask, mailbox: Any) -> None:
     with ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory())
         folder = stack.enter_context(tempfile.TemporaryDirectory())
+        stack.enter_context(tensorboard_files(task.logs))
         samples = stack.enter_context(temporary_copy(task.scratch.sub(EXAMPLES).path))
         checkpoint = stack.enter_context(last_checkpoint(task.checkpoints))
         examples = Examples(samples, task.examples)
@@ -205,7 +207,8 @@ def _arguments(
         seed=task.seed,
         save_strategy="no",  # but when a callback asks for it
         logging_steps=1,
-        report_to="none",
+        report_to=list(task.resources.report_to) or "none",
+        run_name=task.name,
         disable_tqdm=True,
         remove_unused_columns=False,
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import ray
 import torch
@@ -101,6 +102,8 @@ def test_targets_that_share_a_block_have_the_scores_that_each_has_alone(model: M
 
     threads = torch.get_num_threads()
     together = scores_of(targets)
+    by_target = [pc.sum(together[f"{target.name}_tokens"]).as_py() for target in targets]
+    assert sum(by_target) == pc.sum(together["tokens"]).as_py() and min(by_target) > 0
     for target in targets:
         alone = scores_of([target])
         for name in set(alone.column_names) - {field.name for field in fields(Throughput)}:

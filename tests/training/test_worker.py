@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from tensorboardX.proto.event_pb2 import Event
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -61,6 +62,7 @@ def task(model: Model, tmp_path_factory: pytest.TempPathFactory) -> TrainTask:
     write = WriteExamples(encoding, Folder(str(folder / EXAMPLES)))
     names = [write(rows)["file"][0].as_py() for rows in (table[10:], table[:10])]
     return TrainTask(
+        name="one",
         model=model,
         encoding=encoding,
         calibrate=CalibrateConfig(epochs=2, learning_rate=1e-3, global_batch_size=8),
@@ -70,6 +72,7 @@ def task(model: Model, tmp_path_factory: pytest.TempPathFactory) -> TrainTask:
         scratch=Folder(str(folder)),
         examples=names,
         target=Folder(str(folder / "one")),
+        logs=Folder(str(folder / "tensorboard")),
         checkpoints=Storage(str(folder)).artifact("checkpoints", "one"),
     )
 
@@ -86,7 +89,8 @@ def trained(task: TrainTask) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def one_worker(task: TrainTask, ray_session: None) -> dict[str, torch.Tensor]:
-    return trained(task)
+    resources = replace(task.resources, report_to=["tensorboard"])
+    return trained(replace(task, resources=resources))
 
 
 def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
@@ -110,6 +114,22 @@ def test_training_leaves_a_hugging_face_folder_of_safetensors_and_tokenizer(
 
 
 @pytest.mark.slow
+def test_a_tracker_is_told_the_loss_of_each_step(
+    task: TrainTask, one_worker: dict[str, torch.Tensor]
+) -> None:
+    (file,) = Path(task.logs.path).glob("events.*")
+    data, losses, start = file.read_bytes(), {}, 0
+    while start < len(data):  # length, its checksum, an event, its checksum
+        end = start + 12 + int.from_bytes(data[start : start + 8], "little")
+        event = Event.FromString(data[start + 12 : end])
+        for value in event.summary.value:
+            if value.tag == "train/loss":
+                losses[event.step] = value.simple_value
+        start = end + 4
+    assert sorted(losses) == [1, 2, 3, 4, 5, 6]
+    assert losses[6] < losses[1]
+
+
 def test_a_checkpoint_that_cannot_be_loaded_ends_in_a_line_that_names_it_and_stays(
     task: TrainTask, one_worker: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
