@@ -63,7 +63,7 @@ def test_a_panel_asks_for_labels_that_its_metric_has(title: str) -> None:
     labels = {name for group in re.findall(r"by \(([^)]*)\)", query) for name in group.split(", ")}
     labels |= set(re.findall(r"(\w+)=~?\"", query))
     known = set().union(*(DEFINED.get(name, set()) for name in METRIC.findall(query)))
-    assert labels <= known | {"instance", "GpuIndex"}, query
+    assert labels <= known | {"SessionName", "instance", "GpuIndex"}, query
 
 
 def test_panels_have_places_and_numbers_of_their_own() -> None:
@@ -197,7 +197,8 @@ def test_every_panel_has_data_of_that_run(title: str, watched_run: tuple[str, di
     query = queries()[title]
     for variable, value in (("rate_interval", "30s"), ("range", "1h")):
         query = query.replace(f"$__{variable}", value)
-    query = query.replace("$JobId", ".*")
+    for variable in ("SessionName", "JobId"):
+        query = query.replace(f"${variable}", ".*")
     assert "$" not in query
     rows = ask(address, "query_range", query=query, start=began, end=time.time(), step=1)
     values = [float(value) for row in rows for _, value in row["values"]]
