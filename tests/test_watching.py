@@ -189,6 +189,17 @@ def test_the_sums_of_a_submitted_run_are_those_of_its_summary(
 
 
 @pytest.mark.slow
+def test_rays_own_metrics_name_what_a_person_knows(
+    watched_run: tuple[str, dict, float],
+) -> None:
+    address, summary, _ = watched_run
+    datasets = {name.rpartition("_")[0] for name in total(address, "data_output_rows", "dataset")}
+    assert datasets == {"ingest", "training set", "score base, calibrated", "read pool"}
+    trainings = total(address, "train_controller_state", "ray_train_run_name")
+    assert trainings.keys() == {f"calibrate-{summary['keys']['calibrated_model']}"}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("title", queries())
 def test_every_panel_has_data_of_that_run(title: str, watched_run: tuple[str, dict, float]) -> None:
     if title.startswith("GPU") and not torch.cuda.is_available():
