@@ -90,7 +90,7 @@ def make_model(folder: Path, shape: tuple[int, int, int, int]) -> Model:
 def bare(config: Config, pool: Pool, model: Model) -> float:
     """Samples a second under two models, from tokens in memory."""
     tokenize = Tokenize([EncoderSpec.of(config, model)], None)
-    blocks = stream(read_pool(pool, ["sample_id", "parts"]))
+    blocks = stream(read_pool(pool, ["sample_id", "parts"]), "tokenise")
     table = pa.concat_tables(tokenize(block) for block in blocks)
     ids, response = token_lists(table, 0)
     rows = list(zip(ids, response, strict=True))

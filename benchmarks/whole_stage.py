@@ -41,7 +41,7 @@ from instructdiff_ray.storage.artifacts import Storage
 def tokenised(pool: Pool, encoding: EncoderSpec) -> list[Sample]:
     """The pool's samples, in memory."""
     rows: list[Sample] = []
-    for table in stream(read_pool(pool, ["parts"])):
+    for table in stream(read_pool(pool, ["parts"]), "tokenise"):
         samples = [[Part(**part) for part in parts] for parts in table["parts"].to_pylist()]
         encoded = encoding.encoder().encode(samples)
         rows += [(each.input_ids, each.response) for each in encoded if isinstance(each, Encoded)]

@@ -28,8 +28,8 @@ def task(
     while isinstance(named, partial):
         named = named.func
     name = f"{named.__module__.rpartition('.')[2]}.{named.__name__.lstrip('_')}"
-    machines = machines_for(gpus=0)
-    return ray.remote(num_returns=outputs, name=name, label_selector=machines)(function).remote
+    options: dict[str, Any] = {"name": name, "label_selector": machines_for(gpus=0)}
+    return ray.remote(num_returns=outputs, **options)(function).remote
 
 
 def results(refs: Iterable[ray.ObjectRef]) -> list[Any]:

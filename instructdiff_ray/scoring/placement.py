@@ -54,8 +54,9 @@ def place(cluster: ClusterConfig, models: Sequence[Model], max_length: int) -> P
     (measured,) = results([measure.remote(list(by_path.values()), cluster.precision, tokens)])
     if measured is None:
         return Placement(resources.models_per_actor or wanted, gpus or 1)
+    needed, device = measured
     on_a_machine = max(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"])
-    return choose(resources, wanted, *measured, int(on_a_machine))
+    return choose(resources, wanted, needed, device, int(on_a_machine))
 
 
 def gpus_of_one(cluster: ClusterConfig, models: Sequence[Model], max_length: int) -> float:

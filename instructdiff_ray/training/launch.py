@@ -58,7 +58,7 @@ def fit(task: TrainTask, stage: Stage) -> dict[str, str]:
                 name=task.name,
                 storage_path=task.scratch.path,
                 failure_config=FailureConfig(max_failures=MAX_FAILURES),
-                callbacks=[EndOnUserError()],
+                callbacks=[EndOnUserError()],  # type: ignore[list-item]  # typed as version 1's
             ),
         )
         try:
