@@ -15,7 +15,7 @@ def samples_table(pool: Pool, columns: list[str] | None = None) -> pa.Table:
     """These columns of all samples, in source order."""
     dataset = read_pool(pool, columns or ROWS.names)
     dataset.context.execution_options.preserve_order = True
-    return pa.concat_tables(stream(dataset))
+    return pa.concat_tables(stream(dataset, "read pool"))
 
 
 def samples(pool: Pool) -> list[dict[str, Any]]:

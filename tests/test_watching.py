@@ -193,7 +193,7 @@ def test_rays_own_metrics_name_what_a_person_knows(
     watched_run: tuple[str, dict, float],
 ) -> None:
     address, summary, _ = watched_run
-    datasets = {name.rpartition("_")[0] for name in total(address, "data_output_rows", "dataset")}
+    datasets = {name.split("_")[0] for name in total(address, "data_output_rows", "dataset")}
     assert datasets == {"ingest", "training set", "score base, calibrated", "read pool"}
     trainings = total(address, "train_controller_state", "ray_train_run_name")
     assert trainings.keys() == {f"calibrate-{summary['keys']['calibrated_model']}"}
