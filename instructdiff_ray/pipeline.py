@@ -163,16 +163,27 @@ def calibrate_on(
     context: RunContext, pool: Pool, sample_ids: list[str], build: bool = True
 ) -> ModelByDomain:
     """The model calibrated on these samples, or one on each domain's part of them."""
+    models: dict[str, Model] = {
+        name: _calibrate(context, config, pool, ids, build)
+        for name, (config, ids) in calibrations(context, pool, sample_ids).items()
+    }
+    return models if context.config.calibrate.per_domain else models[""]
+
+
+def calibrations(
+    context: RunContext, pool: Pool, sample_ids: list[str]
+) -> dict[str, tuple[Config, list[str]]]:
+    """What models are calibrated on, and with which settings: by domain where each has its own;
+    else the name is empty."""
     config = context.config
     if not config.calibrate.per_domain:
-        return _calibrate(context, config, pool, sample_ids, build)
-    models = {}
+        return {"": (config, sample_ids)}
+    parts = {}
     for name, ids in pool.by_domain(sample_ids).items():
         if not ids:
             raise UserError(f"domain {name} has no sample to calibrate its own model on")
-        of_domain = replace(config, calibrate=config.calibrate_of(name))
-        models[name] = _calibrate(context, of_domain, pool, ids, build)
-    return models
+        parts[name] = replace(config, calibrate=config.calibrate_of(name)), ids
+    return parts
 
 
 def _calibrate(

@@ -66,8 +66,9 @@ class StageState:
 
 
 class Progress:
-    """Prints the stages of a run and keeps them: `stages`, in the order in which they began, and
-    the seconds of all that have ended, by their name."""
+    """Prints the stages of a run and keeps them: `stages`, in the order in which they began; the
+    seconds of all that have ended, by their name; and how many tokens models read in them, where
+    these are counted here."""
 
     def __init__(self, stream: TextIO | None = None, log_every_s: float = 10.0) -> None:
         self.stream = stream or sys.stdout
@@ -75,6 +76,11 @@ class Progress:
         self.every_s = 0.2 if self.terminal else log_every_s
         self.seconds: dict[str, float] = {}
         self.stages: list[Stage] = []
+        self.tokens: dict[str, float] = {}
+
+    def count_tokens(self, name: str, count: float) -> None:
+        """`count` more tokens were read by a model in the stage of this name."""
+        self.tokens[name] = self.tokens.get(name, 0.0) + count
 
     def say(self, line: str) -> None:
         print(line, file=self.stream, flush=True)

@@ -37,7 +37,7 @@ from instructdiff_ray.config.selection import SelectConfig
 from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.context import RunContext, check_settings, list_data, prepare, run_name
 from instructdiff_ray.demo.artifacts import DEMO, demo_model, demo_pool
-from instructdiff_ray.errors import UserError, user_error_in
+from instructdiff_ray.errors import UserError, require, user_error_in
 from instructdiff_ray.evaluation.lm_eval import check_tasks
 from instructdiff_ray.models.model import find_model
 from instructdiff_ray.progress import Progress
@@ -54,10 +54,11 @@ CONF = os.path.join(ROOT, "conf")
 Stage = Callable[[RunContext], dict[str, Any] | None]
 
 
-def launch(stage: Stage) -> None:
+def launch(stage: Stage, computes: bool = True) -> None:
     """Run one stage, or a sweep over it (`-m`), as the command line says; then exit.
 
-    stage: may give the summary of what it selected. Exit status 0 only when all of it is complete.
+    stage: may give the summary of what it selected; computes: whether it needs Ray. Exit status 0
+    only when all of it is complete.
     """
     # Errors come to us whole, and we print them; Hydra's own printing takes many lines.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -72,7 +73,7 @@ def launch(stage: Stage) -> None:
         chosen = dict(o.partition("=")[::2] for o in HydraConfig.get().overrides.task)
         points.append((chosen, None))
         try:
-            points[-1] = (chosen, run_stage(stage, settings))
+            points[-1] = (chosen, run_stage(stage, settings, computes))
         except UserError as error:
             failures.append(_say(str(error)))
         except OmegaConfBaseException as error:
@@ -101,10 +102,12 @@ def launch(stage: Stage) -> None:
     sys.exit(1 if failures else 0)
 
 
-def run_stage(stage: Stage, settings: DictConfig) -> dict[str, Any] | None:
+def run_stage(stage: Stage, settings: DictConfig, computes: bool) -> dict[str, Any] | None:
     config, progress = build_config(settings), Progress()
     if tasks := config.evaluate.tasks:
         check_tasks(tuple(tasks))
+    if not computes:
+        return stage(prepare(_without_demo(config), progress))
     context = prepare(with_demo(config, progress), progress)
     with watched(context, os.path.basename(sys.argv[0])):
         start_ray(config.cluster)
@@ -133,6 +136,15 @@ def with_demo(config: Config, progress: Progress) -> Config:
         list_data(data)
         model = replace(model, base=demo_model(storage, progress))
     return replace(config, data=data, model=model)
+
+
+def _without_demo(config: Config) -> Config:
+    """The configuration; UserError where it names what the demo would make."""
+    require(
+        DEMO not in (*config.data.paths, config.model.base),
+        "the demo makes its own pool and model; name yours: data.path=… model.base=… domain=…",
+    )
+    return config
 
 
 def build_config(settings: DictConfig) -> Config:

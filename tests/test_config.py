@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from instructdiff_ray.config.cluster import ClusterConfig, ScoreResources, TrainResources
 from instructdiff_ray.config.data import DataConfig, TemplateConfig
+from instructdiff_ray.config.plan import PlanConfig
 from instructdiff_ray.config.precision import choose_precision, processor_instructions
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.config.selection import SelectConfig
@@ -26,6 +27,9 @@ NAN, INF = math.nan, math.inf
 IMPOSSIBLE: list[tuple[Callable[..., Any], str, str, list[Any]]] = [
     (DataConfig, "over_long", "data.over_long", ["cut", ""]),
     (DataConfig, "limit", "data.limit", [0, -1, NAN]),
+    (PlanConfig, "tokens_per_second", "plan.tokens_per_second", [0, -1.0, NAN]),
+    (PlanConfig, "price_per_hour", "plan.price_per_hour", [-0.01, NAN]),
+    (PlanConfig, "gpus_per_machine", "plan.gpus_per_machine", [0, -8]),
     (
         DataConfig,
         "columns",

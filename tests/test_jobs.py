@@ -122,6 +122,15 @@ def test_a_mistake_ends_in_one_line_before_anything_starts(
     assert not (tmp_path / "storage").exists()
 
 
+def test_the_demo_is_not_planned_for_it_would_have_to_be_made(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, out, err = run_job("plan", [f"storage={tmp_path / 'storage'}"], capfd, monkeypatch)
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("error: the demo makes its own pool and model")
+    assert not (tmp_path / "storage").exists()
+
+
 def test_a_warm_up_share_that_leaves_no_row_ends_in_one_line(
     ray_session: None,
     settings: list[str],
@@ -145,11 +154,24 @@ def test_stages_run_alone_and_a_sweep_scores_once(
     def run(job: str, *more: str) -> tuple[int, str, str]:
         return run_job(job, [*more, *settings], capfd, monkeypatch)
 
+    def plan() -> str:
+        before = sorted((tmp_path / "storage").rglob("*"))
+        status, out, err = run("plan", "plan.price_per_hour=36")
+        assert (status, err) == (0, "")
+        assert sorted((tmp_path / "storage").rglob("*")) == before
+        return out
+
+    assert "in storage  nothing of it" in plan()
     for job, first in (("calibrate", "ingest"), ("score", "calibrate"), ("select", "score")):
         status, _, err = run(job)
         assert (status, err.count("\n")) == (1, 1)
         assert f"run jobs/{first}.py first" in err
         assert run(first)[0] == 0
+        if first == "ingest":
+            assert "in storage  the pool\n" in plan()
+    out = plan()
+    assert "the pool, 1 of 1 calibrated models, base scores, calibrated scores" in out
+    assert "work        none" in out
     status, out, _ = run("select", f"run_dir={tmp_path / 'alone'}")
     assert status == 0
     assert "finished scores were reused" in out

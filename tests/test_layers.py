@@ -28,6 +28,7 @@ ROOMS = [
     "selection",
     "context",
     "pipeline",
+    "forecast",
     "results",
     "evaluation",
     "demo",

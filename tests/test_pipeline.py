@@ -20,6 +20,8 @@ from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.context import RunContext, prepare
 from instructdiff_ray.demo.pool import write_pool
 from instructdiff_ray.errors import UserError
+from instructdiff_ray.forecast.cost import MEASURED, known_rates
+from instructdiff_ray.forecast.work import CALIBRATE, SCORE, Plan, plan_run
 from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.template import Encoded
 from instructdiff_ray.pipeline import (
@@ -51,11 +53,13 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What jobs/run.py leaves: its context, the last summary, and what it printed."""
+    """What jobs/run.py leaves: its context, the last summary, and what it printed; and what
+    jobs/plan.py had said of it before."""
 
     context: RunContext
     summary: dict[str, Any]
     output: str
+    plan: Plan
 
     @property
     def config(self) -> Config:
@@ -74,11 +78,12 @@ def run_method(config: Config) -> FinishedRun:
     """What jobs/run.py does."""
     output = io.StringIO()
     context = prepare(config, Progress(output))
+    plan = plan_run(context)
     pool = ingest_pool(context)
     for result in run_rounds(context, pool):
         summary = write_round(context, result)
     show_result(context, summary)
-    return FinishedRun(context, summary, output.getvalue())
+    return FinishedRun(context, summary, output.getvalue(), plan)
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +173,32 @@ def test_each_round_has_its_folder_and_the_last_shows_at_the_top(run: FinishedRu
         assert (out / "round-1" / name).exists()
     first, second = (read_json(str(out / f"round-{k}"), "summary.json") for k in (1, 2))
     assert first["calibrated_model"] != second["calibrated_model"]
+
+
+def test_the_plan_said_what_the_run_then_cost(run: FinishedRun) -> None:
+    cost, counts = run.summary["cost"], run.summary["counts"]
+    score = [work for work in run.plan.work if work.stage == SCORE]
+    first, second = (work for work in run.plan.work if work.stage == CALIBRATE)
+    assert len(run.plan.pool) == counts["pool"] and run.plan.pool.counts["read"] == counts["read"]
+    assert sum(size.tokens for size in run.plan.sizes.values()) == counts["tokens"]
+    assert sum(work.tokens for work in score) == cost["score"]["tokens"]
+    assert first.samples == counts["warmup"] and second.samples == pytest.approx(24, abs=4)
+    # Which samples the second round trains on nobody knew.
+    tokens = first.tokens + second.tokens
+    assert tokens == pytest.approx(cost["calibrate"]["tokens"], rel=0.3)
+    assert cost["machine_hours"] > 0 and cost["price"] is None
+    # What was measured is what the next plan goes by.
+    after = plan_run(run.context)
+    assert not after.work and after.exact
+    assert {*after.in_storage} == {
+        "the pool",
+        "base scores",
+        *(f"1 of 1 calibrated models of round {k}" for k in (1, 2)),
+        *(f"calibrated scores of round {k}" for k in (1, 2)),
+    }
+    rates = known_rates(run.context, after)
+    assert {stage: rate.source for stage, rate in rates.items()} == dict.fromkeys(rates, MEASURED)
+    assert {*rates} == {CALIBRATE, SCORE}
 
 
 def test_the_second_round_calibrates_on_the_first_rounds_selection(run: FinishedRun) -> None:

@@ -22,7 +22,8 @@ class Throughput:
 
     busy_s, waited_s: seconds in forward passes, and between two blocks; tokens, padded_tokens: of
     all passes, without and with padding; operations: of their matrix products, padding left out;
-    possible: operations that matrix products alone would have reached in `busy_s`.
+    possible: operations that matrix products alone would have reached in `busy_s`; scorers: how
+    many have scored.
     """
 
     busy_s: float = 0.0
@@ -31,6 +32,7 @@ class Throughput:
     padded_tokens: float = 0.0
     operations: float = 0.0
     possible: float = 0.0
+    scorers: float = 0.0
 
     def add(self, other: Throughput) -> None:
         """Count in what another did."""

@@ -116,7 +116,7 @@ def _make_pool(
         info = deduplicate(parts, config.data.keep_duplicates, writer.folder)
         if not info["counts"]["pool"]:
             writer.folder.delete()
-            raise UserError(_empty_pool(config.data.paths, info["counts"]["rejected"]))
+            raise UserError(empty_pool(config.data.paths, info["counts"]["rejected"]))
         for reason, count in info["counts"]["rejected"].items():
             REJECTED_SAMPLES.add(count, stage="ingest", model="", reason=reason)
         return writer.finish(inputs, info)
@@ -207,35 +207,42 @@ class ParseRows:
 
     def _write(self, chunk: Chunk) -> dict[str, int]:
         rows = chunk.rows.to_pylist()
-        self.folder.write_table(chunk.part, pa.Table.from_pylist(self._samples(rows), ROWS))
+        parsed = parse_rows(rows, self.data, self.domain, self.encoding)
+        self.folder.write_table(chunk.part, pa.Table.from_pylist(parsed, ROWS))
         return {"rows": len(rows), "characters": sum(len(row["text"]) for row in rows)}
 
-    def _samples(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        parsed = [self._parse(row) for row in rows]
-        samples = [result[0] for result in parsed if not isinstance(result, Reject)]
-        encoder = self.encoding.encoder()
-        encoded = iter(encoder.encode(samples))
-        asked = iter(encoder.instruction_tokens(samples))
-        found = []
-        for row, result in zip(rows, parsed, strict=True):
-            tokens = result if isinstance(result, Reject) else next(encoded)
-            instruction_tokens = 0 if isinstance(result, Reject) else next(asked)
-            columns = {"source": row["text"], "file": row["file"], "line": row["line"]}
-            if isinstance(tokens, Reject):
-                columns |= {"reason": tokens.reason, "detail": tokens.detail}
-            elif not isinstance(result, Reject):
-                columns |= _sample(*result, tokens, instruction_tokens)
-            found.append(columns)
-        return found
 
-    def _parse(self, row: dict[str, Any]) -> tuple[list[Part], str] | Reject:
-        if row["reason"] is not None:
-            return Reject(row["reason"], row["detail"])
-        try:
-            source, parts = parse_row(row["text"], self.data.columns)
-            return parts, domain_of(source, self.data.domain_column, row["domain"] or self.domain)
-        except Reject as reject:
-            return reject
+def parse_rows(
+    rows: Sequence[dict[str, Any]], data: DataConfig, domain: str, encoding: EncoderSpec
+) -> list[dict[str, Any]]:
+    """What becomes of rows of RAW_ROWS, as ROWS with what is null left out: samples with their
+    tokens counted, and rejects. domain: of those that name none."""
+    parsed = [_parse(row, data, domain) for row in rows]
+    samples = [result[0] for result in parsed if not isinstance(result, Reject)]
+    encoder = encoding.encoder()
+    encoded = iter(encoder.encode(samples))
+    asked = iter(encoder.instruction_tokens(samples))
+    found = []
+    for row, result in zip(rows, parsed, strict=True):
+        tokens = result if isinstance(result, Reject) else next(encoded)
+        instruction_tokens = 0 if isinstance(result, Reject) else next(asked)
+        columns = {"source": row["text"], "file": row["file"], "line": row["line"]}
+        if isinstance(tokens, Reject):
+            columns |= {"reason": tokens.reason, "detail": tokens.detail}
+        elif not isinstance(result, Reject):
+            columns |= _sample(*result, tokens, instruction_tokens)
+        found.append(columns)
+    return found
+
+
+def _parse(row: dict[str, Any], data: DataConfig, domain: str) -> tuple[list[Part], str] | Reject:
+    if row["reason"] is not None:
+        return Reject(row["reason"], row["detail"])
+    try:
+        source, parts = parse_row(row["text"], data.columns)
+        return parts, domain_of(source, data.domain_column, row["domain"] or domain)
+    except Reject as reject:
+        return reject
 
 
 def _sample(
@@ -252,7 +259,8 @@ def _sample(
     }
 
 
-def _empty_pool(paths: Sequence[str], rejected: Mapping[str, int]) -> str:
+def empty_pool(paths: Sequence[str], rejected: Mapping[str, int]) -> str:
+    """The line that says so where there is no sample."""
     if not rejected:
         return f"data.path={', '.join(paths)} holds no row"
     reasons = ", ".join(f"{reason} {count}" for reason, count in rejected.items())

@@ -75,11 +75,15 @@ def read_rows(source: FileRange) -> Iterator[RawRow]:
             last = row.line
             yield row
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-        # A disk or a network that fails (errno, or a remote store) must stop the run: only what
-        # the file itself holds may cost its rows.
-        if is_uri(file.path) or (isinstance(error, OSError) and error.errno is not None):
-            raise UserError(f"{file.path} can't be read: {_line(error)}") from error
+        _check_damaged(file, error)
         yield RawRow(last + 1, "", "unreadable_file", f"nothing after this: {_line(error)}")
+
+
+def _check_damaged(file: SourceFile, error: Exception) -> None:
+    """Raises UserError where it is not the file that is damaged: a disk or a network that fails
+    (errno, or a remote store) must stop the run, only what the file holds may cost its rows."""
+    if is_uri(file.path) or (isinstance(error, OSError) and error.errno is not None):
+        raise UserError(f"{file.path} can't be read: {_line(error)}") from error
 
 
 def extension(path: str) -> str:
@@ -256,6 +260,23 @@ def _read_parquet(source: FileRange) -> Iterator[RawRow]:
             for row in _batch_rows(batch, number + 1):
                 number += 1
                 yield row
+
+
+def row_groups(file: SourceFile) -> list[tuple[FileRange, int]]:
+    """The row groups of a Parquet file, each with its rows, by the footer alone; none of a damaged
+    file. UserError where it can't be read."""
+    fs, path = open_filesystem(file.path)
+    try:
+        metadata = pq.read_metadata(path, filesystem=fs)
+    except (OSError, pa.ArrowException) as error:
+        _check_damaged(file, error)
+        return []
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    begins = [_begin(group) for group in groups if group.num_columns]
+    return [
+        (FileRange(file, begin, begin + 1), group.num_rows)
+        for begin, group in zip(begins, groups, strict=True)
+    ]
 
 
 def _row_groups(file: pq.ParquetFile, source: FileRange) -> tuple[list[int], int]:

@@ -32,6 +32,15 @@ def task(
     return ray.remote(num_returns=outputs, **options)(function).remote
 
 
+def run_tasks(function: Callable[..., Result], parts: Iterable[Sequence[Any]]) -> list[Result]:
+    """What this function makes of each part's arguments: as Ray tasks, or where no Ray runs in this
+    process."""
+    if not ray.is_initialized():
+        return [function(*part) for part in parts]
+    start = task(function)
+    return results([start(*part) for part in parts])
+
+
 def results(refs: Iterable[ray.ObjectRef]) -> list[Any]:
     """What these tasks gave. What is a UserError to a task, or the end of a machine's disk or
     memory, is a UserError here."""

@@ -1,4 +1,7 @@
-"""The warm-up subset of a pool: each partition has a Ray task that draws, for each id is hashed."""
+"""The warm-up subset of a pool: each partition has a Ray task that draws, for each id is hashed.
+
+A plan, for which no Ray is started, draws in its own process.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,16 @@ import pyarrow.compute as pc
 
 from instructdiff_ray.pool.pool import Pool
 from instructdiff_ray.pool.sampling import Draws, draws_below, sample_warmup
-from instructdiff_ray.pool.tasks import results, task
+from instructdiff_ray.pool.tasks import run_tasks
 
 
 def draw_subset(pool: Pool, domains: Collection[str], ratio: float, seed: int) -> list[str]:
     """The α share of all samples of these domains, sorted ids. UserError where α leaves none."""
     sizes, wanted = pool.domains(), pa.array(sorted(domains))
-    draw = task(_draw_in_partition)
 
     def below(limit: int) -> Draws:
-        drawn = results([draw(pool, n, wanted, seed, limit) for n in range(pool.partitions)])
+        parts = [(pool, n, wanted, seed, limit) for n in range(pool.partitions)]
+        drawn = run_tasks(_draw_in_partition, parts)
         ids, draws = zip(*drawn, strict=True)
         return np.concatenate(ids), np.concatenate(draws)
 

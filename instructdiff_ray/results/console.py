@@ -146,4 +146,10 @@ def _cost(summary: Mapping[str, Any]) -> str:
             f" {shares['padding']:.0%} padding, scorers waited {shares['waited']:.0%} of their time"
             f"{_forward_passes(scoring['forward_passes'])}"
         )
-    return f"time        {stages or 'nothing was computed'}\nscoring     {speed}"
+    cost = summary["cost"]
+    price = (
+        ""
+        if cost["price"] is None
+        else f"\nprice       {cost['price']:,.2f} for {cost['machine_hours']:,.2f} machine hours"
+    )
+    return f"time        {stages or 'nothing was computed'}\nscoring     {speed}{price}"

@@ -7,6 +7,8 @@ from dataclasses import asdict
 from typing import Any
 
 from instructdiff_ray.context import RunContext
+from instructdiff_ray.forecast.cost import cost_of
+from instructdiff_ray.forecast.work import CALIBRATE, SCORE
 from instructdiff_ray.models.model import ModelByDomain, models_by_domain
 from instructdiff_ray.pipeline import Round
 from instructdiff_ray.results.composition import Concentration
@@ -61,6 +63,7 @@ def summarize(
             "forward_passes": stats.forward_passes,
         },
         "seconds": dict(context.progress.seconds),
+        "cost": _cost(context, counts["pool"], scoring_s),
         "keys": {
             "pool": ranking.pool.key,
             **_scores_keys(ranking.scores),
@@ -68,6 +71,15 @@ def summarize(
         },
         "domains": by_domain(ranking),
     }
+
+
+def _cost(context: RunContext, samples: int, scoring_s: float) -> dict[str, Any]:
+    """What the command has cost so far, under the names by which jobs/plan.py foretells it."""
+    progress, tokens = context.progress, context.stats.tokens
+    trained = progress.tokens.get(CALIBRATE, 0.0)
+    training_s = progress.seconds.get(CALIBRATE, 0.0)
+    pieces = [(CALIBRATE, samples, trained, training_s), (SCORE, samples, tokens, scoring_s)]
+    return cost_of(context.config, pieces)
 
 
 def model_paths(calibrated: ModelByDomain) -> str | dict[str, str]:

@@ -55,6 +55,7 @@ class Scorer:
         guard: ActorHandle,
     ) -> None:
         self.device = scoring_device(actors_per_node, gpus, precision)
+        self.first_block = True
         self.throughput = Throughput()
         self.tokens: Counter[str] = Counter()  # by target
         self.guard = CrashGuardClient(guard)
@@ -89,6 +90,8 @@ class Scorer:
         self.free_since = time.monotonic()
         self.throughput.busy_s = self.free_since - began
         self.throughput.possible = self.throughput.busy_s * self.rate
+        # With its first block, so that the sum over all blocks is their number.
+        self.throughput.scorers, self.first_block = float(self.first_block), False
         self.guard.end(name, scored=not died)
         sums = asdict(self.throughput) | {
             f"{name}_tokens": float(self.tokens[name]) for name in self.forward_passes

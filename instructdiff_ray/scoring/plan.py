@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from instructdiff_ray.models.model import Model
 from instructdiff_ray.pool.partition import among, id_array, id_prefixes
 from instructdiff_ray.pool.pool import Pool, of_domain
 from instructdiff_ray.pool.tasks import task
-from instructdiff_ray.scoring.scored_rows import ScoredRows, scan
+from instructdiff_ray.scoring.scored_rows import ScoredRows, scan, steadily
 from instructdiff_ray.scoring.shards import of_machine
 from instructdiff_ray.scoring.store import ScoreStore
 from instructdiff_ray.storage.filesystem import Folder
@@ -67,6 +68,32 @@ def plan_passes(pool: Pool, stores: Sequence[ScoreStore], most_models: int) -> l
     Where domains have models of their own, each domain is passed over by itself; but scores that
     need none of these models are computed once, for all domains.
     """
+    return [
+        lacking
+        for domain, targets in _groups(stores, most_models)
+        for lacking in find_lacking(pool, targets, domain)
+    ]
+
+
+def count_lacking(
+    pool: Pool, stores: Sequence[ScoreStore], most_models: int
+) -> list[tuple[Targets, Lacking]]:
+    """The targets of each such pass, and what its samples lack of them: counted by this process,
+    in what is in storage as it is. Nothing is written."""
+    counts: list[tuple[Targets, Lacking]] = []
+    for domain, targets in _groups(stores, most_models):
+        folders = [target.shards for target in targets]
+        count = partial(_count_in_place, pool, targets, domain)
+        for pattern, lacking in steadily(count, folders).items():
+            lacked = [target for target, missing in zip(targets, pattern, strict=True) if missing]
+            counts.append((lacked, lacking))
+    return counts
+
+
+def _groups(
+    stores: Sequence[ScoreStore], most_models: int
+) -> list[tuple[str | None, tuple[ScoreTarget, ...]]]:
+    """The targets that share passes, each with the domain that is passed over (None: all)."""
     domains: list[str | None] = list(
         dict.fromkeys(d for store in stores for d in store.spec.domains() if d)
     )
@@ -76,9 +103,7 @@ def plan_passes(pool: Pool, stores: Sequence[ScoreStore], most_models: int) -> l
         for targets in _sharing_models(targets_of(stores, domain), most_models):
             needs_domain = any(target.name in of_domains for target in targets)
             groups[domain if needs_domain else None, tuple(targets)] = None
-    return [
-        lacking for domain, targets in groups for lacking in find_lacking(pool, targets, domain)
-    ]
+    return [*groups]
 
 
 def targets_of(stores: Sequence[ScoreStore], domain: str | None) -> list[ScoreTarget]:
@@ -140,11 +165,7 @@ def find_lacking(pool: Pool, targets: Targets, domain: str | None = None) -> lis
             prefixes.append(of_partition[1])
         return counts
 
-    lacking: dict[Pattern, Lacking] = {}
-    for part in scan(pool, [target.shards for target in targets], start):
-        for pattern, (samples, tokens) in part.items():
-            before = lacking.get(pattern, Lacking(0, 0))
-            lacking[pattern] = Lacking(before.samples + samples, before.tokens + tokens)
+    lacking = _added_up(scan(pool, [target.shards for target in targets], start))
     join = task(_join)
     return [
         ScorePass(
@@ -164,6 +185,24 @@ class Lacking(NamedTuple):
 
     samples: int
     tokens: int
+
+
+def _added_up(parts: Iterable[Mapping[Pattern, Lacking]]) -> dict[Pattern, Lacking]:
+    lacking: dict[Pattern, Lacking] = {}
+    for part in parts:
+        for pattern, (samples, tokens) in part.items():
+            before = lacking.get(pattern, Lacking(0, 0))
+            lacking[pattern] = Lacking(before.samples + samples, before.tokens + tokens)
+    return lacking
+
+
+def _count_in_place(pool: Pool, targets: Targets, domain: str | None) -> dict[Pattern, Lacking]:
+    scored = [ScoredRows.unfolded(pool, target.shards, DONE) for target in targets]
+    lengths = [length_column(target.encoding) for target in targets]
+    return _added_up(
+        _lacking_in_partition(number, pool, scored, lengths, domain)[0]
+        for number in range(pool.partitions)
+    )
 
 
 def _lacking_in_partition(

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,16 +22,19 @@ from instructdiff_ray.pool.pool import Pool
 from instructdiff_ray.pool.tasks import results
 from instructdiff_ray.scoring.shards import (
     FAN_IN,
+    SIDE_BY_SIDE,
     Shards,
     Snapshot,
     fold,
     merge,
     read_partition,
+    read_piece,
     to_merge,
 )
 from instructdiff_ray.storage.filesystem import Folder
 
 ATTEMPTS, PAUSE_S = 5, 1.0  # at a scan, where others merge what it reads
+Result = TypeVar("Result")
 LEAST_SAMPLES = 64  # by which it is told whether a snapshot shares samples with a pool
 
 
@@ -47,9 +50,16 @@ def scan(
     is done again, with what has become of it. every: also snapshots that seem to share no sample
     with the pool.
     """
+    return steadily(
+        lambda: results(work([_folded(pool, folder, every) for folder in folders])), folders
+    )
+
+
+def steadily(read: Callable[[], Result], folders: Sequence[Folder]) -> Result:
+    """What is read of these folders, once no other run merges what is there."""
     for _ in range(ATTEMPTS):
         try:
-            return results(work([_folded(pool, folder, every) for folder in folders]))
+            return read()
         except FileNotFoundError:
             time.sleep(PAUSE_S)
     raise UserError(
@@ -71,10 +81,24 @@ def _folded(pool: Pool, folder: Folder, every: bool) -> ScoredRows:
 
 @dataclass(frozen=True)
 class ScoredRows:
-    """The snapshots of a folder that share samples with a pool."""
+    """The snapshots of a folder that share samples with a pool.
+
+    pieces: some columns of what was not folded yet.
+    """
 
     folder: Folder
     snapshots: Sequence[Snapshot]
+    pieces: pa.Table | None = None
+
+    @classmethod
+    def unfolded(cls, pool: Pool, folder: Folder, columns: list[str]) -> ScoredRows:
+        """What a folder holds of a pool, as it is: nothing is folded or merged."""
+        shards = Shards(folder)
+        with ThreadPoolExecutor(SIDE_BY_SIDE) as threads:
+            tables = [*threads.map(lambda name: read_piece(folder, name, columns), shards.pieces)]
+        tables = [table for table in tables if table is not None]
+        snapshots = cls.of(pool, shards).snapshots
+        return cls(folder, snapshots, pa.concat_tables(tables) if tables else None)
 
     @classmethod
     def of(cls, pool: Pool, shards: Shards) -> ScoredRows:
@@ -98,6 +122,9 @@ class ScoredRows:
 
         with ThreadPoolExecutor(FAN_IN) as threads:
             tables = [table for table in threads.map(read, files) if table is not None]
+        if self.pieces is not None:
+            pieces = self.pieces.select(columns)
+            tables.append(pieces.filter(pa.array(among(id_array(pieces), ids))))
         return pa.concat_tables(tables) if tables else None
 
 

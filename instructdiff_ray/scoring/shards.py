@@ -179,15 +179,10 @@ def _batches(pieces: Mapping[str, int]) -> Iterator[list[str]]:
 
 def fold_pieces(folder: Folder, names: Sequence[str], leftovers: Sequence[str] = ()) -> None:
     """Make a snapshot of these pieces, and delete them and leftovers of earlier folds."""
-
-    def read(name: str) -> pa.Table | None:
-        try:
-            return folder.read_table(name)  # whole, or damage elsewhere goes unnoticed
-        except (DamagedFile, FileNotFoundError):  # another run has folded or deleted it
-            return None
-
     with ThreadPoolExecutor(SIDE_BY_SIDE) as threads:
-        tables = [table for table in threads.map(read, names) if table is not None]
+        # Whole, or damage elsewhere goes unnoticed.
+        read = threads.map(lambda name: read_piece(folder, name), names)
+        tables = [table for table in read if table is not None]
     if tables:
         rows = one_row_each(pa.concat_tables(tables))
         count = partition_count(rows.num_rows)
@@ -196,6 +191,14 @@ def fold_pieces(folder: Folder, names: Sequence[str], leftovers: Sequence[str] =
             snapshot.write_table(partition_file("scores", number), part)
         _finish(snapshot, rows.num_rows, count, names)
     _delete(folder, [*names, *leftovers])
+
+
+def read_piece(folder: Folder, name: str, columns: list[str] | None = None) -> pa.Table | None:
+    """A piece, or some columns of it; None where it is damaged, or another run has folded it."""
+    try:
+        return folder.read_table(name, columns)
+    except (DamagedFile, FileNotFoundError):
+        return None
 
 
 def to_merge(snapshots: Sequence[Snapshot]) -> list[Snapshot]:

@@ -14,10 +14,12 @@ from contextlib import ExitStack
 
 import pyarrow as pa
 
+from instructdiff_ray.config.cluster import ClusterConfig
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.engine.throughput import Throughput
 from instructdiff_ray.errors import LostScores
 from instructdiff_ray.models.encoding import EncoderSpec
+from instructdiff_ray.models.model import Model
 from instructdiff_ray.pool.pool import Pool, check_rejects
 from instructdiff_ray.progress import Progress, Stage
 from instructdiff_ray.resources import require_gpus
@@ -29,6 +31,7 @@ from instructdiff_ray.scoring.spec import ScoreSpec, ScoreTable
 from instructdiff_ray.scoring.stats import ScoringStats
 from instructdiff_ray.scoring.store import ScoreStore, gather, score_stores
 from instructdiff_ray.storage.artifacts import FinishedArtifact, Storage
+from instructdiff_ray.storage.speeds import Speed, SpeedNote
 from instructdiff_ray.telemetry import (
     REJECTED_SAMPLES,
     SCORED_SAMPLES,
@@ -67,9 +70,9 @@ def score(
         if missing:
             ordered = [store for store in stores if store in missing]
             try:
-                finished.update(_compute(config, pool, ordered, progress, stats))
+                finished.update(_compute(config, pool, ordered, storage, progress, stats))
             except LostScores:  # a file was damaged; it is deleted, so its scores are lacking now
-                finished.update(_compute(config, pool, ordered, progress, stats))
+                finished.update(_compute(config, pool, ordered, storage, progress, stats))
     return {store.spec.name: store.table(finished[store.artifact.key]) for store in stores}
 
 
@@ -89,6 +92,7 @@ def _compute(
     config: Config,
     pool: Pool,
     stores: Sequence[ScoreStore],
+    storage: Storage,
     progress: Progress,
     stats: ScoringStats,
 ) -> dict[str, FinishedArtifact]:
@@ -96,18 +100,42 @@ def _compute(
     passes, gpus = _plan(config, pool, stores, progress)
     rejected: dict[EncoderSpec, Counter[str]] = defaultdict(Counter)
     tokens = sum(scoring_pass.tokens for scoring_pass in passes)
-    folds = BackgroundFolds()
+    folds, throughput = BackgroundFolds(), Throughput()
     with progress.stage("score", "samples", tokens) as stage:
         for scoring_pass in passes:
             targets = scoring_pass.targets
             for receipt in score_blocks(config, pool, scoring_pass, gpus):
-                _account(receipt, targets, rejected, stats, stage)
+                throughput.add(_account(receipt, targets, rejected, stats, stage))
                 _add_pieces(receipt, targets, folds)
                 for encoding, reasons in rejected.items():
                     if encoding.form == "whole":  # of others, the selection needs it or not
                         check_rejects(pool, config.data.max_reject_ratio, reasons)
+    if passes:
+        devices, models = max(1, gpus), [each.model for part in passes for each in part.targets]
+        speed = Speed(
+            throughput.tokens,
+            stage.elapsed(),
+            devices * throughput.busy_s,
+            devices * throughput.scorers / len(passes),
+            starts=len(passes),
+        )
+        scoring_speed(config.cluster, models, storage).write(speed)
     folds.wait()
     return {store.artifact.key: _gather(pool, store) for store in stores}
+
+
+def scoring_speed(cluster: ClusterConfig, models: Sequence[Model], storage: Storage) -> SpeedNote:
+    """Where the speed of scorers of these models is noted: of one GPU, or of a scorer that has a
+    part of one or none."""
+    gpus = cluster.score.gpus_per_actor
+    return SpeedNote(
+        storage,
+        stage="score",
+        parameters=max(model.parameters() for model in models),
+        precision=cluster.precision,
+        cluster=cluster.name,
+        gpus=gpus if gpus is None else min(1, gpus),
+    )
 
 
 def _plan(
@@ -146,9 +174,9 @@ def _account(
     rejected: dict[EncoderSpec, Counter[str]],
     stats: ScoringStats,
     stage: Stage,
-) -> None:
+) -> Throughput:
     """Counts what was done, and the reasons of the samples that could not be scored."""
-    groups = by_encoding(targets)
+    groups, total = by_encoding(targets), Throughput()
     for row in receipt.to_pylist():
         for encoding, samples, reasons in zip(groups, row["samples"], row["rejected"], strict=True):
             rejected[encoding].update(reasons)
@@ -166,5 +194,7 @@ def _account(
         stats.throughput.add(throughput)
         SCORER_SECONDS.add(throughput.busy_s, state="busy")
         SCORER_SECONDS.add(throughput.waited_s, state="waiting")
+        total.add(throughput)
         speed = (stage.work + throughput.tokens) / max(stage.elapsed(), 1e-9)
         stage.add(max(row["samples"]), work=throughput.tokens, note=f"{speed:,.0f} tokens/s")
+    return total

@@ -76,9 +76,11 @@ def stability_counts(ranking: Ranking) -> dict[str, Any]:
 
 
 def token_counts(ranking: Ranking) -> dict[str, int]:
-    """Response tokens of the pool and of the selection."""
+    """Tokens of the pool, and response tokens of the pool and of the selection."""
     tokens, selected = ranking.table["response_tokens"].to_numpy(), ranking.has_fate(SELECTED)
+    indexes = ranking.pool.index(["tokens"])
     return {
+        "tokens": sum(int(np.sum(index["tokens"].to_numpy(), dtype=np.int64)) for index in indexes),
         "response_tokens": int(np.sum(tokens, dtype=np.int64)),
         "selected_response_tokens": int(np.sum(tokens, where=selected, dtype=np.int64)),
     }

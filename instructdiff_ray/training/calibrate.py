@@ -18,6 +18,7 @@ from instructdiff_ray.pool.pool import Pool
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.resources import require_gpus
 from instructdiff_ray.storage.artifacts import Artifact, FinishedArtifact, Storage, make_key
+from instructdiff_ray.storage.speeds import Speed, SpeedNote
 from instructdiff_ray.training.launch import fit
 from instructdiff_ray.training.task import EXAMPLES, TrainTask
 from instructdiff_ray.training.training_set import write_examples
@@ -101,11 +102,30 @@ def calibrate(
                 )
                 trained = fit(task, steps)
                 scratch.delete()
+                progress.count_tokens(stage, trained["tokens"])
+                if train_s := trained["train_s"]:
+                    workers = config.cluster.train.workers
+                    speed = Speed(trained["tokens"], steps.elapsed(), workers * train_s, workers)
+                    training_speed(config, base, storage).write(speed)
                 adapter = config.calibrate.lora_rank is not None
                 info = {"samples": len(sample_ids), "adapter": adapter, **trained}
                 finished = writer.finish(inputs, info)
         checkpoints.home.delete()  # also those of a run that died when it had just finished
     return calibrated_model(base, finished)
+
+
+def training_speed(config: Config, base: Model, storage: Storage) -> SpeedNote:
+    """Where the speed of a worker that trains this model is noted."""
+    return SpeedNote(
+        storage,
+        stage="train",
+        parameters=base.parameters(),
+        precision=config.cluster.precision,
+        cluster=config.cluster.name,
+        gpus=config.cluster.train.gpus_per_worker,
+        adapter=config.calibrate.lora_rank is not None,
+        gradient_checkpointing=config.calibrate.gradient_checkpointing,
+    )
 
 
 def _checkpoints(key: str, resources: TrainResources, storage: Storage) -> Artifact:

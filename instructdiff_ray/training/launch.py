@@ -32,10 +32,10 @@ from instructdiff_ray.training.task import TRAINED, TrainTask
 MAX_FAILURES = 3
 
 
-def fit(task: TrainTask, stage: Stage) -> dict[str, str]:
-    """Train, leave the model in `task.target` and give the identity of its `weights`, and how its
-    `batches` were laid out. Raises UserError where the device will not hold the training, or torch
-    can't use it.
+def fit(task: TrainTask, stage: Stage) -> dict[str, Any]:
+    """Train, leave the model in `task.target` and give the identity of its `weights`, how its
+    `batches` were laid out, the `tokens` of all epochs and the seconds (`train_s`) that these took.
+    Raises UserError where the device will not hold the training, or torch can't use it.
 
     The stage counts optimizer steps. A worker that dies is started again, with all others, from the
     last checkpoint.
@@ -71,7 +71,7 @@ def fit(task: TrainTask, stage: Stage) -> dict[str, str]:
             if user_error := user_error_in(error):
                 raise user_error from error
             raise
-    trained: dict[str, str] = json.loads(task.scratch.read_bytes(TRAINED) or b"")
+    trained: dict[str, Any] = json.loads(task.scratch.read_bytes(TRAINED) or b"")
     return trained
 
 

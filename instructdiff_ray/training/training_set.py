@@ -89,7 +89,8 @@ class WriteExamples:
 class Examples:
     """The training set in the order of its ids, on this machine's disk: a map-style dataset.
 
-    longest, longest_response: tokens of a sample, and tokens with a loss of a sample, at most.
+    tokens: of all samples together; longest, longest_response: tokens of a sample, and tokens with
+    a loss of a sample, at most.
     """
 
     def __init__(self, folder: str, names: Sequence[str]) -> None:
@@ -97,7 +98,8 @@ class Examples:
         tables = [pa.ipc.open_file(pa.memory_map(join(folder, n))).read_all() for n in names]
         self.table = pa.concat_tables(tables)
         self.order = np.argsort(self.table["sample_id"].to_numpy().astype("S"))
-        self.longest = int(pc.max(pc.list_value_length(self.table["input_ids"])).as_py())
+        lengths = pc.list_value_length(self.table["input_ids"])
+        self.tokens, self.longest = int(pc.sum(lengths).as_py()), int(pc.max(lengths).as_py())
         self.longest_response = max(map(_most_labels, self.table["labels"].chunks))
         self.fillers = 0
 

@@ -100,7 +100,7 @@ def train(task: TrainTask, mailbox: Any) -> None:
         if trainer.model_accepts_loss_kwargs:  # the loss is a mean over the tokens of a whole step
             examples.fill_up(task.calibrate.global_batch_size)
         with naming_the_checkpoint(checkpoint, keeper):
-            trainer.train(resume_from_checkpoint=checkpoint)
+            trained = trainer.train(resume_from_checkpoint=checkpoint)
         if arguments.fsdp:
             # Checkpoints are of shards; only what is left at the end is gathered.
             trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
@@ -112,7 +112,14 @@ def train(task: TrainTask, mailbox: Any) -> None:
                 model.config.save_pretrained(folder)  # a whole model's is there
             os.remove(os.path.join(folder, "training_args.bin"))  # a pickle that nothing reads
             weights = folder_identity(folder)
-            task.scratch.write_json(TRAINED, {"weights": weights, "batches": collator.__name__})
+            notes = {
+                "weights": weights,
+                "batches": collator.__name__,
+                "tokens": task.calibrate.epochs * examples.tokens,
+                # Of all epochs; a training that went on from a checkpoint doesn't know.
+                "train_s": None if checkpoint else trained.metrics["train_runtime"],
+            }
+            task.scratch.write_json(TRAINED, notes)
             task.target.upload(folder)
 
 

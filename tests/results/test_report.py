@@ -109,6 +109,7 @@ def summary_of(domains: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "rounds": 2,
         "scoring": scoring | {"samples_scored": {"base": 0, "calibrated": len(fates)}},
         "seconds": {"ingest": 1.5, "calibrate": 3725.0},
+        "cost": {"machine_hours": 8.5, "price": 255.0},
         "keys": {"pool": "a93f00cd12ee"},
         "domains": {
             name: {
@@ -389,4 +390,5 @@ def test_several_calibrations_say_how_stable_the_selection_is(
     summary["scoring"] |= {"tokens": 0}
     text = result_table(summary, Folder("/runs/1"))
     assert "two single runs share 62%" in text and "/store/other" in text
+    assert "price       255.00 for 8.50 machine hours" in text
     assert f"calibrate.repeats={needed or '1000 or more'} would reach 90%" in text
