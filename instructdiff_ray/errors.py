@@ -26,10 +26,12 @@ LIMITS = {
         " and the store's own limits are where to look); give the same command again, it goes on"
         " where it stopped"
     ),
-    r"^\S*ExecutionTimeoutError\b": (
-        "nothing was finished for hours: no machine has the CPUs or GPUs that are asked for"
-        " (`ray status` shows them), or the model is too slow for them; give the same command"
-        " again, it goes on where it stopped"
+    r"^\S*(ExecutionTimeoutError|GetTimeoutError)\b"
+    # Ray Train gives its own error as text.
+    r"|^The worker group startup timed out after": (
+        "nothing was finished for cluster.patience_hours: no machine has the CPUs or GPUs that are"
+        " asked for (`ray status` shows them), or the model is too slow for them; give the same"
+        " command again, it goes on where it stopped"
     ),
 }
 

@@ -8,11 +8,15 @@ both stay readable. The stages of a command, as they stand, are what others show
 from __future__ import annotations
 
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TextIO
+
+# A line that says the same of what is waited for comes again after so many times `idle_s`.
+AGAIN = 10
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,21 @@ class StageState:
 class Progress:
     """Prints the stages of a run and keeps them: `stages`, in the order in which they began; the
     seconds of all that have ended, by their name; and how many tokens models read in them, where
-    these are counted here."""
+    these are counted here.
 
-    def __init__(self, stream: TextIO | None = None, log_every_s: float = 10.0) -> None:
+    why_idle: gives the line that says why nothing gets done, or None; it is asked, in a thread,
+    when nothing was done for `idle_s` seconds.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        log_every_s: float = 10.0,
+        why_idle: Callable[[], str | None] | None = None,
+        idle_s: float = 60.0,
+    ) -> None:
+        self.why_idle = why_idle
+        self.idle_s = idle_s
         self.stream = stream or sys.stdout
         self.terminal = self.stream.isatty()
         self.every_s = 0.2 if self.terminal else log_every_s
@@ -95,10 +111,38 @@ class Progress:
         self.stages.append(stage)
         stage.show("started")
         try:
-            yield stage
+            with self.watched(stage):
+                yield stage
         finally:
             stage.close()
             self.seconds[name] = self.seconds.get(name, 0.0) + stage.elapsed()
+
+    @contextmanager
+    def watched(self, stage: Stage | None = None) -> Iterator[None]:
+        """Says what the block waits for: where the stage, or all of the block, takes its time."""
+        if self.why_idle is None:
+            yield
+            return
+        why_idle, began, done = self.why_idle, time.monotonic(), threading.Event()
+
+        def watch() -> None:
+            said, said_at = None, began
+            while not done.wait(self.idle_s / 4):
+                now, changed = time.monotonic(), stage.changed if stage else began
+                if now - changed < self.idle_s or now - said_at < self.idle_s:
+                    continue
+                line = why_idle()
+                if line and (line != said or now - said_at > AGAIN * self.idle_s):
+                    said, said_at = line, now
+                    self.say(f"\r\x1b[K{line}" if self.terminal else line)
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watcher.join()
 
     def line(self, text: str, last: bool) -> None:
         if self.terminal:
@@ -118,7 +162,7 @@ class Stage:
         self.count = 0.0
         self.work = 0.0
         self.note = ""
-        self.began = self.shown = time.monotonic()
+        self.began = self.shown = self.changed = time.monotonic()
         self.ended: float | None = None
 
     def elapsed(self) -> float:
@@ -142,6 +186,8 @@ class Stage:
         self.count += count
         self.work += count if work is None else work
         self.note = note
+        if count:
+            self.changed = time.monotonic()
         if time.monotonic() - self.shown >= self.progress.every_s:
             self.show()
 

@@ -34,6 +34,12 @@ def machines_for(gpus: float) -> dict[str, str]:
     return {MACHINE_LABEL: f"!{GPU_MACHINE}"} if not gpus and labelled and others else {}
 
 
+def patience_s() -> float | None:
+    """Seconds without progress after which a run ends, as Ray Data knows them; None: no end."""
+    seconds = DataContext.get_current().execution_no_progress_timeout_s
+    return seconds if seconds > 0 else None
+
+
 def require_gpus(cluster: ClusterConfig, stage: str) -> None:
     """Raises UserError where the stage, train or score, asks for more GPUs than there will be."""
     if line := missing_gpus(cluster, stage):

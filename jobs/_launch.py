@@ -31,6 +31,7 @@ from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 from transformers.utils.logging import disable_progress_bar
 
+from instructdiff_ray.autoscaler import waiting_line
 from instructdiff_ray.config.cluster import ClusterConfig
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.config.selection import SelectConfig
@@ -103,7 +104,7 @@ def launch(stage: Stage, computes: bool = True) -> None:
 
 
 def run_stage(stage: Stage, settings: DictConfig, computes: bool) -> dict[str, Any] | None:
-    config, progress = build_config(settings), Progress()
+    config, progress = build_config(settings), Progress(why_idle=waiting_line if computes else None)
     if tasks := config.evaluate.tasks:
         check_tasks(tuple(tasks))
     if not computes:
@@ -250,8 +251,8 @@ def start_ray(cluster: ClusterConfig) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # A pipeline that can't go on is an error, not a wait.
-    context.execution_no_progress_timeout_s = 2 * 3600
+    # A pipeline that can't go on is an error in the end.
+    context.execution_no_progress_timeout_s = cluster.patience_hours * 3600
     context.set_config(SINGLE_MACHINE, address is None)
     # Kept quiet: the run's own lines are what a person reads. Ray's logs have all the rest.
     for handler in logging.getLogger("ray.data").handlers:

@@ -27,6 +27,7 @@ NAN, INF = math.nan, math.inf
 IMPOSSIBLE: list[tuple[Callable[..., Any], str, str, list[Any]]] = [
     (DataConfig, "over_long", "data.over_long", ["cut", ""]),
     (DataConfig, "limit", "data.limit", [0, -1, NAN]),
+    (ClusterConfig, "patience_hours", "cluster.patience_hours", [0, -1, INF, NAN]),
     (PlanConfig, "tokens_per_second", "plan.tokens_per_second", [0, -1.0, NAN]),
     (PlanConfig, "price_per_hour", "plan.price_per_hour", [-0.01, NAN]),
     (PlanConfig, "gpus_per_machine", "plan.gpus_per_machine", [0, -8]),

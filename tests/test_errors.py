@@ -15,6 +15,14 @@ TRACE = "ray::MapWorker.submit() (pid=1, ip=1.2.3.4)\n  File 'x.py', line 3, in 
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
         (RuntimeError(TRACE.format("OSError: [Errno 28] No space left on device")), "the disk"),
         (RuntimeError(TRACE.format("ray.exceptions.OutOfDiskError: full")), "the disk is full"),
+        (
+            RuntimeError(TRACE.format("ray.exceptions.GetTimeoutError: Get timed out")),
+            "nothing was",
+        ),
+        (
+            RuntimeError("controller error:\nThe worker group startup timed out after 9 s"),
+            "patience",
+        ),
         (MemoryError(), "ran out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory"),
         (RuntimeError(TRACE.format("torch.OutOfMemoryError: CUDA out of memory.")), "out of mem"),

@@ -19,6 +19,7 @@ ROOMS = [
     "sample",
     "config",
     "resources",
+    "autoscaler",
     "storage",
     "models",
     "pool",

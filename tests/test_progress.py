@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import threading
 
 import pytest
 
@@ -146,3 +147,22 @@ def test_real_time_gives_a_speed_and_not_an_error() -> None:
 )
 def test_a_duration_reads_as_a_person_says_it(seconds: float, said: str) -> None:
     assert duration(seconds) == said
+
+
+def test_a_stage_that_does_nothing_says_why_and_one_that_works_does_not() -> None:
+    log, asked = io.StringIO(), threading.Event()
+
+    def why_idle() -> str:
+        if len(log.getvalue().splitlines()) > 1:
+            asked.set()
+        return "waiting for 8 GPUs"
+
+    progress = Progress(log, why_idle=why_idle, idle_s=0.02)
+    with progress.stage("score", "rows"):
+        assert asked.wait(60)  # for the second time: it was said
+    lines = log.getvalue().splitlines()
+    assert lines[1] == "waiting for 8 GPUs"
+    assert lines[-1].split()[:2] == ["score", "ended"]
+    busy = Progress(io.StringIO(), why_idle=lambda: pytest.fail("it works"), idle_s=3600)
+    with busy.stage("score", "rows") as stage:
+        stage.add(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,3 +129,30 @@ def test_the_demo_and_a_sweep_over_it_can_be_submitted(head: Head, tmp_path: Pat
         check_selection(sweep / point)
         summary = json.loads((sweep / point / "summary.json").read_text())
         assert summary["scoring"]["samples_scored"] == {"base": 0, "calibrated": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_training_says_what_it_waits_for_and_ends_with_the_runs_patience(
+    settings: list[str], tmp_path: Path
+) -> None:
+    """The cluster has machines for all but the training, and none with a GPU."""
+    node_types = {
+        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "cpu_worker": {
+            "resources": {"CPU": 4},
+            "node_config": {},
+            "min_workers": 0,
+            "max_workers": 1,
+        },
+    }
+    with running_head(["--num-cpus=0"], node_types) as head:
+        cluster = ["cluster=large", "cluster.train.workers=1", "cluster.patience_hours=0.05"]
+        cluster += [f"cluster.address={head.address}", f"run_dir={tmp_path}", "seed=10"]
+        job = head.run(sys.executable, "jobs/run.py", *settings, *cluster)
+    assert job.returncode == 1
+    lines = job.stdout.splitlines()
+    assert any(line.startswith("waiting for 1 GPU: the cluster has 0, 0 of") for line in lines)
+    (error,) = [line for line in lines if line.startswith("error: ")]
+    assert "nothing was finished for cluster.patience_hours" in error
+    assert "Traceback" not in job.stdout

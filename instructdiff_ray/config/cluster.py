@@ -102,11 +102,13 @@ class ClusterConfig:
     address: a running Ray cluster; None joins RAY_ADDRESS, or starts Ray on this machine.
     precision: fp32 | bf16, of the models' matrix products; softmax and entropy are always fp32.
         `auto` is what `precision.py` makes of it, and in no RunContext.
+    patience_hours: after which a run ends that finishes nothing: it waits for machines, say.
     """
 
     name: str = "local"
     address: str | None = None
     precision: str = "fp32"
+    patience_hours: float = 24
     train: TrainResources = field(default_factory=TrainResources)
     score: ScoreResources = field(default_factory=ScoreResources)
 
@@ -114,6 +116,10 @@ class ClusterConfig:
         require(
             self.precision in ("auto", "fp32", "bf16"),
             f"cluster.precision={self.precision} is not known; use fp32, bf16 or auto",
+        )
+        require(
+            0 < self.patience_hours < math.inf,
+            f"cluster.patience_hours={self.patience_hours} must be above 0",
         )
 
     @property

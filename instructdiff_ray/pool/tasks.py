@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayError
 
 from instructdiff_ray.errors import user_error_in
 from instructdiff_ray.pool.partition import split_by_partition
-from instructdiff_ray.resources import machines_for
+from instructdiff_ray.resources import machines_for, patience_s
 
 Result = TypeVar("Result")
 
@@ -43,13 +43,25 @@ def run_tasks(function: Callable[..., Result], parts: Iterable[Sequence[Any]]) -
 
 def results(refs: Iterable[ray.ObjectRef]) -> list[Any]:
     """What these tasks gave. What is a UserError to a task, or the end of a machine's disk or
-    memory, is a UserError here."""
+    memory, or of the run's patience, is a UserError here."""
     try:
-        return list(ray.get(list(refs)))
+        return _all_of(list(refs))
     except RayError as error:
         if user_error := user_error_in(error):
             raise user_error from error
         raise
+
+
+def _all_of(refs: list[ray.ObjectRef]) -> list[Any]:
+    """Raises GetTimeoutError where none of them ends in a time of the run's patience."""
+    ended = 0
+    while True:
+        try:
+            return list(ray.get(refs, timeout=patience_s()))
+        except GetTimeoutError:
+            before, ended = ended, len(ray.wait(refs, num_returns=len(refs), timeout=0)[0])
+            if ended == before:
+                raise
 
 
 def for_each_partition(

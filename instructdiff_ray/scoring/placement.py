@@ -51,6 +51,7 @@ def place(cluster: ClusterConfig, models: Sequence[Model], max_length: int) -> P
         return Placement(resources.models_per_actor or wanted, gpus)
     measure = ray.remote(num_cpus=1, num_gpus=min(1, gpus or 1), max_calls=1)(measure_memory)
     tokens = max(PASS_TOKENS, max_length)
+    measured: tuple[ScoringMemory, float] | None
     (measured,) = results([measure.remote(list(by_path.values()), cluster.precision, tokens)])
     if measured is None:
         return Placement(resources.models_per_actor or wanted, gpus or 1)

@@ -97,7 +97,8 @@ def _compute(
     stats: ScoringStats,
 ) -> dict[str, FinishedArtifact]:
     """The scores that are missing, by key: passes for what no shard holds, then gathered."""
-    passes, gpus = _plan(config, pool, stores, progress)
+    with progress.watched():  # a GPU is asked for its memory
+        passes, gpus = _plan(config, pool, stores, progress)
     rejected: dict[EncoderSpec, Counter[str]] = defaultdict(Counter)
     tokens = sum(scoring_pass.tokens for scoring_pass in passes)
     folds, throughput = BackgroundFolds(), Throughput()

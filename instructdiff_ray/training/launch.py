@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,11 +25,11 @@ from instructdiff_ray.engine.device import require_gpu
 from instructdiff_ray.errors import UnreadableCheckpoint, UserError, user_error_in
 from instructdiff_ray.pool.tasks import results
 from instructdiff_ray.progress import Stage
-from instructdiff_ray.resources import machines_for
+from instructdiff_ray.resources import machines_for, patience_s
 from instructdiff_ray.training.task import TRAINED, TrainTask
 
 # Times that a worker may die or fail before the training is given up; machines that are taken back
-# are not counted.
+# are not counted. As often may a start of all of them fail.
 MAX_FAILURES = 3
 
 
@@ -41,6 +42,9 @@ def fit(task: TrainTask, stage: Stage) -> dict[str, Any]:
     last checkpoint.
     """
     gpus = task.resources.gpus_per_worker
+    if patience := patience_s():
+        # A start that timed out counts as a failure of Ray Train's controller, which reads this.
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(patience / (1 + MAX_FAILURES))
     if gpus:  # before Ray Train, whose workers meet by way of their GPUs before they do anything
         check = ray.remote(num_cpus=1, num_gpus=gpus, max_calls=1)(require_gpu)
         results([check.remote(task.precision)])
@@ -57,7 +61,9 @@ def fit(task: TrainTask, stage: Stage) -> dict[str, Any]:
             run_config=RunConfig(
                 name=task.name,
                 storage_path=task.scratch.path,
-                failure_config=FailureConfig(max_failures=MAX_FAILURES),
+                failure_config=FailureConfig(  # type: ignore[call-arg]  # annotated as V1's
+                    max_failures=MAX_FAILURES, controller_failure_limit=MAX_FAILURES
+                ),
                 callbacks=[EndOnUserError()],  # type: ignore[list-item]  # typed as version 1's
             ),
         )
