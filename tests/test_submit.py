@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from instructdiff_ray.demo.pool import write_pool
-from tests.heads import ROOT, Head, running_head
+from tests.heads import RAY, ROOT, Head, running_head
 
 ROWS = 120
 
@@ -129,6 +131,53 @@ def test_the_demo_and_a_sweep_over_it_can_be_submitted(head: Head, tmp_path: Pat
         check_selection(sweep / point)
         summary = json.loads((sweep / point / "summary.json").read_text())
         assert summary["scoring"]["samples_scored"] == {"base": 0, "calibrated": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_sweep_of_jobs_shares_what_its_points_have_in_common(
+    head: Head, settings: list[str], tmp_path: Path
+) -> None:
+    points = [*settings, "select.ratio=0.1,0.2", "seed=7", f"run_dir={tmp_path / 'sweep'}"]
+    options = ["--address", head.jobs, "--python", sys.executable, "--parallel", "2"]
+    job = head.run(sys.executable, "jobs/sweep.py", *options, *points)
+    assert job.returncode == 0, job.stdout
+    summaries = []
+    for point in ("0", "1"):
+        check_selection(tmp_path / "sweep" / point)
+        summaries.append(json.loads((tmp_path / "sweep" / point / "summary.json").read_text()))
+    # Both began at once, and one of them waited for what the other made.
+    pool = summaries[0]["counts"]["pool"]
+    scored = [summary["scoring"]["samples_scored"]["calibrated"] for summary in summaries]
+    assert sorted(scored) == [0, pool]
+    table = job.stdout[job.stdout.index("all runs of the sweep") :].splitlines()
+    assert table[1].split()[:2] == ["run", "select.ratio"] and len(table) == 4
+    bad = [*settings, "select.ratio=0.9,0.95", f"run_dir={tmp_path / 'bad'}"]
+    job = head.run(sys.executable, "jobs/sweep.py", *options, *bad)
+    assert job.returncode == 1
+    assert job.stdout.count("failed; error: select.ratio=0.9") == 2
+
+
+@pytest.mark.slow
+def test_who_stops_a_sweep_stops_its_points(
+    head: Head, settings: list[str], tmp_path: Path
+) -> None:
+    command = [sys.executable, str(ROOT / "jobs/sweep.py"), "--python", sys.executable]
+    points = [*settings, "seed=8,9", f"run_dir={tmp_path / 'sweep'}"]
+    submit = [RAY, "job", "submit", "--address", head.jobs, "--submission-id", "the-sweep"]
+    sweep = head.run(*submit, "--no-wait", "--working-dir", str(ROOT), "--", *command, *points)
+    assert sweep.returncode == 0, sweep.stdout
+
+    def ask(what: str, job: str) -> str:
+        return head.run(RAY, "job", what, "--address", head.jobs, job).stdout
+
+    while len(jobs := {*re.findall(r"(sweep-\S+) submitted", ask("logs", "the-sweep"))}) < 2:
+        time.sleep(1)
+    assert "the-sweep' was stopped" in ask("stop", "the-sweep")
+    for job in jobs:
+        while "stopped" not in (status := ask("status", job)):
+            assert "SUCCEEDED" not in status and "FAILED" not in status
+            time.sleep(1)
 
 
 @pytest.mark.slow

@@ -1,0 +1,54 @@
+"""A sweep's points, one job each; on a job server: test_submit.py."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from instructdiff_ray.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def sweep(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setattr(sys, "path", [str(ROOT / "jobs"), *sys.path])
+    return importlib.import_module("sweep")
+
+
+def test_every_combination_of_the_values_is_a_point(sweep: ModuleType) -> None:
+    settings = ["select.ratio=0.05,0.1", "data.path=[a,b]", "strategy=ifd,random", "storage=/out"]
+    points = sweep.split_points([*settings, "+domains.law.select.ratio=0.3", "run_dir=s3://b/runs"])
+    assert [point.folder for point in points] == [f"s3://b/runs/{number}" for number in range(4)]
+    common = {"data.path": "[a,b]", "storage": "/out", "+domains.law.select.ratio": "0.3"}
+    assert [point.chosen for point in points] == [
+        {"select.ratio": ratio, "strategy": strategy, **common}
+        for ratio in ("0.05", "0.1")
+        for strategy in ("ifd", "random")
+    ]
+    assert len({point.job for point in points}) == 4
+    (alone,) = sweep.split_points(["storage=/out"])
+    assert alone.folder.startswith("/out/runs/") and alone.folder.endswith("/0")
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (["select.ratio=0.1,0.2"], "storage= must be one absolute path or URI"),
+        (["storage=outputs"], "storage=outputs must be one absolute path"),
+        (["storage=/a,/b"], "storage= must be one absolute path"),
+        (["storage=/a", "run_dir=runs"], "run_dir=runs must be one absolute path"),
+        (["storage=/a", "no setting"], "no setting"),
+        (["storage=/a", "select.ratio=interval(0,1)"], "select.ratio: only lists of values"),
+    ],
+)
+def test_what_is_no_sweep_is_refused_before_a_job_is_submitted(
+    sweep: ModuleType, settings: list[str], line: str
+) -> None:
+    with pytest.raises(UserError) as refused:
+        sweep.split_points(settings)
+    assert line in str(refused.value) and "\n" not in str(refused.value)
