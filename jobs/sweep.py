@@ -32,7 +32,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from instructdiff_ray.context import run_name
 from instructdiff_ray.errors import UserError, require
 from instructdiff_ray.results.console import sweep_table
-from instructdiff_ray.results.summary import SUMMARY
+from instructdiff_ray.results.status import SUMMARY
 from instructdiff_ray.storage.filesystem import Folder, is_uri, join
 
 LOOK_EVERY_S = 5
