@@ -91,7 +91,7 @@ def test_it_is_asked_of_a_real_cluster(ray_session: None) -> None:
     try:
         while (line := waiting_line()) is None:  # the demand is told to the cluster now and then
             pass
-        assert line.startswith("waiting for 3 GPUs: the cluster has 0, 0 of them free")
+        assert line.startswith("waiting for 3 GPUs: the cluster has 1, 1 of them free")
     finally:
         ray.cancel(reference)
         with pytest.raises(ray.exceptions.TaskCancelledError):

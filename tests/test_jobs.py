@@ -141,7 +141,8 @@ def test_a_warm_up_share_that_leaves_no_row_ends_in_one_line(
     status, _, err = run_job("run", [*settings, "calibrate.ratio=0.001"], capfd, monkeypatch)
     assert status == 1
     assert err.startswith("error: calibrate.ratio=0.001 of ") and err.count("\n") == 1
-    assert not (tmp_path / "storage" / "runs").exists()
+    (left,) = (tmp_path / "storage" / "runs").rglob("*.*")
+    assert left.name == "progress.json" and json.loads(left.read_text())["state"] == "failed"
 
 
 def test_stages_run_alone_and_a_sweep_scores_once(
