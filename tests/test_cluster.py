@@ -123,7 +123,7 @@ def work(block):
 start = task(work)
 assert results(start(n) for n in range(6)) == list(range(6))
 dataset = ray.data.range(6, override_num_blocks=6).map_batches(work, batch_size=None)
-assert sum(block.num_rows for block in stream(dataset)) == 6
+assert sum(block.num_rows for block in stream(dataset, "work")) == 6
 """
 
 
