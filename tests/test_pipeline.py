@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import DatasetCard
 
 from instructdiff_ray.config.data import DataConfig, ModelConfig
+from instructdiff_ray.config.output import FORMATS, OutputConfig
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.config.selection import SelectConfig
 from instructdiff_ray.config.training import CalibrateConfig
@@ -23,7 +25,7 @@ from instructdiff_ray.errors import UserError
 from instructdiff_ray.forecast.cost import MEASURED, known_rates
 from instructdiff_ray.forecast.work import CALIBRATE, SCORE, Plan, plan_run
 from instructdiff_ray.models.encoding import EncoderSpec
-from instructdiff_ray.models.template import Encoded
+from instructdiff_ray.models.template import Encoded, chat_messages
 from instructdiff_ray.pipeline import (
     calibrate_on,
     calibrate_repeats,
@@ -36,6 +38,7 @@ from instructdiff_ray.pipeline import (
     select_samples,
     training_ids,
 )
+from instructdiff_ray.pool.schemas import parse_row
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.results.console import show_result
 from instructdiff_ray.results.examples import choose_examples
@@ -97,6 +100,7 @@ def config(tmp_path_factory: pytest.TempPathFactory, model_folder: str) -> Confi
         calibrate=CalibrateConfig(
             ratio=0.1, epochs=2, learning_rate=1e-3, global_batch_size=8, max_length=200
         ),
+        output=OutputConfig([*FORMATS]),
         rounds=2,
         storage=str(folder / "storage"),
         run_dir=str(folder / "out"),
@@ -164,6 +168,22 @@ def test_the_run_folder_holds_all_that_tools_outside_rely_on(run: FinishedRun) -
     assert "<html" in Path(out, "report/index.html").read_text()
     assert "learning_rate: 0.001" in Path(out, "config.yaml").read_text()
     assert "selected" in run.output
+
+
+def test_each_folder_is_a_data_set_with_the_selection_in_every_format(run: FinishedRun) -> None:
+    for folder in (Path(run.folder), Path(run.folder, "round-1"), Path(run.folder, "round-2")):
+        text = (folder / "README.md").read_text()
+        configs = {c["config_name"]: c["data_files"] for c in DatasetCard(text).data.configs}
+        assert list(configs) == ["selected", "messages", "rejects"]
+        assert all((folder / file).stat().st_size for file in configs.values())
+        paths = (run.folder, run.config.data.path, run.config.model.base, run.config.storage)
+        assert not [path for path in paths if str(path) in text]
+        source = (folder / "selected.jsonl").read_text().splitlines()
+        messages = (folder / "formats/messages.jsonl").read_text().splitlines()
+        assert [json.loads(line)["messages"] for line in messages] == [
+            chat_messages(parse_row(line)[1]) for line in source
+        ]
+    assert f"| selected | {run.summary['counts']['selected']} |" in text
 
 
 def test_each_round_has_its_folder_and_the_last_shows_at_the_top(run: FinishedRun) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from instructdiff_ray.config.cluster import ClusterConfig
 from instructdiff_ray.config.data import DataConfig, ModelConfig, TemplateConfig
+from instructdiff_ray.config.output import OutputConfig
 from instructdiff_ray.config.plan import PlanConfig
 from instructdiff_ray.config.selection import GUARDS, BaselineConfig, SelectConfig
 from instructdiff_ray.config.training import (
@@ -49,6 +50,7 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
     rounds: int = 1
     storage: str = "outputs"
     run_dir: str | None = None

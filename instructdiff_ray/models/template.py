@@ -246,7 +246,7 @@ def _render_chat(parts: Sequence[Part], tokenizer: PreTrainedTokenizerBase) -> R
     scaffolding, into which the responses are put back (trimmed, where the template trims). Only
     when this gives the real rendering to the letter are the spans known; else the row is a reject.
     """
-    messages = _messages(parts)
+    messages = chat_messages(parts)
     answers = [m["content"] for m in messages if m["role"] == "assistant"]
     marks = iter(f"\ue000{number}\ue001" for number in range(len(answers)))
     marked = [{**m, "content": next(marks)} if m["role"] == "assistant" else m for m in messages]
@@ -274,7 +274,8 @@ def _fill(scaffold: str, contents: list[str]) -> Rendered | None:
     return Rendered(text + rest, responses)
 
 
-def _messages(parts: Sequence[Part]) -> list[dict[str, str]]:
+def chat_messages(parts: Sequence[Part]) -> list[dict[str, str]]:
+    """The parts as `role` and `content`; an input follows its instruction on a new line."""
     roles = {"system": "system", "instruction": "user", "response": "assistant"}
     messages: list[dict[str, str]] = []
     for kind, content in parts:

@@ -1,4 +1,5 @@
-"""What a run leaves in its folder: selection, ranking, rejects, summary, configuration, report.
+"""What a run leaves in its folder: selection, ranking, rejects, summary, configuration, report and
+a data set's card.
 
 `summary.json` is deleted first and written last: a folder that has one is complete.
 """
@@ -6,6 +7,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import chain
 from typing import Any
@@ -21,13 +23,16 @@ from instructdiff_ray.pipeline import Round, score_shown
 from instructdiff_ray.pool.dataset import pool_rows
 from instructdiff_ray.pool.partition import among, id_array
 from instructdiff_ray.pool.pool import REJECTS_FILE, Pool, reject_row
+from instructdiff_ray.results.card import CARD, render_card
 from instructdiff_ray.results.composition import (
     Concentration,
     comparable_draws,
     compare_with_pool,
 )
 from instructdiff_ray.results.examples import Shown, choose_examples
+from instructdiff_ray.results.formats import FORMATS_FOLDER, open_formats
 from instructdiff_ray.results.report import render_report
+from instructdiff_ray.results.row_schema import RowSchema
 from instructdiff_ray.results.status import SUMMARY
 from instructdiff_ray.results.summary import summarize
 from instructdiff_ray.sample import Part, Reject
@@ -48,7 +53,8 @@ def write_round(context: RunContext, result: Round, build: bool = True) -> dict[
     with context.progress.stage("write", "rows") as stage:
         if result.number == 1:
             start_run_folder(context.folder)
-        shown, concentrations = write_files(folder, ranking, config_text)
+        formats = context.config.output.formats
+        shown, concentrations, rows = write_files(folder, ranking, config_text, formats)
         stage.add(int(ranking.has_fate(SELECTED).sum()))
     tokens = score_shown(context, result, shown.samples, build)
     with context.progress.stage("report", "examples") as stage:
@@ -59,6 +65,9 @@ def write_round(context: RunContext, result: Round, build: bool = True) -> dict[
         stage.add(sum(map(len, examples.values())))
         earlier = context.progress.seconds.get("report", 0.0)
         summary["seconds"]["report"] = earlier + stage.elapsed()
+        columns, features = ranking.schema.names, rows.features()
+        card = render_card(context, summary, columns, folder.sizes(), features)
+        folder.write_bytes(CARD, card.encode())
         folder.write_json(SUMMARY, summary)
         if result.number == rounds > 1:
             copy_outputs(folder, context.folder)
@@ -71,22 +80,24 @@ def config_yaml(config: Config) -> str:
 
 
 def write_files(
-    folder: Folder, ranking: Ranking, config_text: str
-) -> tuple[Shown, list[Concentration]]:
-    """Write the files of one round into `folder`, but the report and the summary, which makes them
-    complete; gives what the report is to show of its samples, and what fills the selection."""
+    folder: Folder, ranking: Ranking, config_text: str, formats: Sequence[str]
+) -> tuple[Shown, list[Concentration], RowSchema]:
+    """Write the files of one round into `folder`, but the report, the card and the summary, which
+    makes them complete; gives what the report is to show of its samples, what fills the selection,
+    and the schema of its rows."""
     folder.delete(SUMMARY)
     places, drawn = choose_examples(ranking), comparable_draws(ranking)
     rows = write_ranking(folder, ranking, {*chain(*places.values(), *drawn)})
     headings = {heading: [rows[i] for i in chosen] for heading, chosen in places.items()}
     examples = [rows[i]["sample_id"] for i in {*chain(*places.values())}]
     wanted = {row["sample_id"] for row in rows.values()}
-    texts = _write_selected(folder, ranking.pool, selected_id_array(ranking), wanted)
+    selected = selected_id_array(ranking)
+    texts, schema = _write_selected(folder, ranking.pool, selected, wanted, formats)
     _write_rejects(folder, ranking)
     folder.write_bytes("config.yaml", config_text.encode())
-    parts = {name: [Part(**part) for part in texts[name]["parts"]] for name in examples}
+    parts = {name: _parts(texts[name]["parts"]) for name in examples}
     compared = [[texts[rows[i]["sample_id"]] for i in draw] for draw in drawn]
-    return Shown(headings, parts), compare_with_pool(*compared)
+    return Shown(headings, parts), compare_with_pool(*compared), schema
 
 
 def start_run_folder(folder: Folder) -> None:
@@ -99,6 +110,7 @@ def start_run_folder(folder: Folder) -> None:
 def copy_outputs(source: Folder, target: Folder) -> None:
     """Show one round's outputs at the top of the run's folder."""
     target.delete(SUMMARY)
+    target.delete(FORMATS_FOLDER)
     for name in source.sizes():
         if name != SUMMARY:
             _copy(source, target, name)
@@ -128,24 +140,35 @@ def write_ranking(folder: Folder, ranking: Ranking, wanted: set[int]) -> dict[in
 
 
 def _write_selected(
-    folder: Folder, pool: Pool, selected: np.ndarray, wanted: set[str]
-) -> dict[str, dict[str, Any]]:
-    """Write `selected.jsonl`, source rows in source order; gives file and parts of what is wanted,
-    by id. selected: sorted ids."""
-    written, texts = 0, {}
+    folder: Folder, pool: Pool, selected: np.ndarray, wanted: set[str], formats: Sequence[str]
+) -> tuple[dict[str, dict[str, Any]], RowSchema]:
+    """Write `selected.jsonl`, source rows in source order, and the formats; gives file and parts of
+    what is wanted, by id, and the schema of the rows. selected: sorted ids."""
+    written, texts, schema = 0, {}, RowSchema()
     columns = ["sample_id", "file", "source", "parts"]
     shown = np.array(sorted(wanted), dtype="S")
-    with folder.open_output("selected.jsonl") as stream:
+    with (
+        open_formats(folder, formats) as write_samples,
+        folder.open_output("selected.jsonl") as stream,
+    ):
         for table in pool_rows(pool, np.union1d(selected, shown), columns):
             ids = id_array(table)
             chosen = table.filter(pa.array(among(ids, selected)))
-            for source in chosen["source"].to_pylist():
+            sources = chosen["source"].to_pylist()
+            for source in sources:
                 stream.write(source.encode() + b"\n")
+            schema.add(sources)
+            if formats and sources:
+                write_samples([_parts(parts) for parts in chosen["parts"].to_pylist()])
             written += chosen.num_rows
             for row in table.filter(pa.array(among(ids, shown))).to_pylist():
                 texts[row["sample_id"]] = {"file": row["file"], "parts": row["parts"]}
     assert written == len(selected), f"{written} of {len(selected)} selected rows were found"
-    return texts
+    return texts, schema
+
+
+def _parts(stored: Sequence[dict[str, Any]]) -> list[Part]:
+    return [Part(**part) for part in stored]
 
 
 def _write_rejects(folder: Folder, ranking: Ranking) -> None:
