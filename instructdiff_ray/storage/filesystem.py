@@ -61,6 +61,11 @@ def open_filesystem(path: str) -> tuple[pafs.FileSystem, str]:
 
     Raises UserError for a URI scheme that pyarrow does not know.
     """
+    if path.startswith("hf://"):
+        # Imported where it is needed: most processes read nothing of the Hub.
+        from instructdiff_ray.storage.hub_client import open_dataset
+
+        return open_dataset(path)
     try:
         if not path.startswith("s3://"):
             return pafs.FileSystem.from_uri(path)

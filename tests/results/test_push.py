@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import DatasetCard, constants
 
-from tests.hub import TOKEN, Hub, serving
+from tests.receiving_hub import TOKEN, Hub, serving
 from tests.results.test_card import REJECT
 from tests.runs import make_run
 
