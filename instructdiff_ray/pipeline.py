@@ -20,7 +20,8 @@ from instructdiff_ray.models.model import Model, ModelByDomain
 from instructdiff_ray.pool.dataset import pool_rows
 from instructdiff_ray.pool.ingest import ingest, pool_artifact
 from instructdiff_ray.pool.partition import id_array
-from instructdiff_ray.pool.pool import Pool, check_rejects, open_pool
+from instructdiff_ray.pool.pool import Pool, open_pool
+from instructdiff_ray.pool.rejects import check_rejects
 from instructdiff_ray.pool.sampling import at_most
 from instructdiff_ray.pool.warmup import draw_subset
 from instructdiff_ray.scoring.spec import ScoreTable

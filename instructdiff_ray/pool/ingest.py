@@ -38,6 +38,7 @@ from instructdiff_ray.pool.dedup import deduplicate
 from instructdiff_ray.pool.files import source_files
 from instructdiff_ray.pool.pool import ROWS, Pool, open_pool
 from instructdiff_ray.pool.readers import FORMATS, FileRange, SourceFile
+from instructdiff_ray.pool.rejects import column_hint
 from instructdiff_ray.pool.schemas import domain_of, parse_row
 from instructdiff_ray.progress import Progress, Stage
 from instructdiff_ray.sample import Part, Reject, sample_id
@@ -115,8 +116,10 @@ def _make_pool(
         _check_complete(len(groups), parts)
         info = deduplicate(parts, config.data.keep_duplicates, writer.folder)
         if not info["counts"]["pool"]:
+            rejected = info["counts"]["rejected"]
+            hint = column_hint(writer.folder, rejected)
             writer.folder.delete()
-            raise UserError(empty_pool(config.data.paths, info["counts"]["rejected"]))
+            raise UserError(empty_pool(config.data.paths, rejected, hint))
         for reason, count in info["counts"]["rejected"].items():
             REJECTED_SAMPLES.add(count, stage="ingest", model="", reason=reason)
         return writer.finish(inputs, info)
@@ -259,12 +262,12 @@ def _sample(
     }
 
 
-def empty_pool(paths: Sequence[str], rejected: Mapping[str, int]) -> str:
-    """The line that says so where there is no sample."""
+def empty_pool(paths: Sequence[str], rejected: Mapping[str, int], hint: str | None = None) -> str:
+    """The line that says so where there is no sample. hint: of the columns, as `column_hint`."""
     if not rejected:
         return f"data.path={', '.join(paths)} holds no row"
     reasons = ", ".join(f"{reason} {count}" for reason, count in rejected.items())
+    advice = hint or "see data.columns and calibrate.max_length"
     return (
-        f"data.path={', '.join(paths)} holds no valid row; all were rejected ({reasons}). See"
-        " data.columns and calibrate.max_length"
+        f"data.path={', '.join(paths)} holds no valid row; all were rejected ({reasons}); {advice}"
     )

@@ -192,24 +192,6 @@ def of_domain(index: pa.Table, domain: str) -> np.ndarray:
     return np.asarray(mask.to_numpy(zero_copy_only=False))
 
 
-def check_rejects(pool: Pool, limit: float, later: Mapping[str, int] | None = None) -> None:
-    """Raises UserError where more than this share of all rows read was rejected.
-
-    later: rejects of later stages, by reason. Duplicates don't count: nothing is wrong with them.
-    """
-    rejected = Counter(pool.counts["rejected"]) + Counter(later or {})
-    bad = {reason: count for reason, count in rejected.items() if reason != "duplicate"}
-    read = pool.counts["read"]
-    if sum(bad.values()) > limit * read:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in bad.items())
-        raise UserError(
-            f"{sum(bad.values()):,} of {read:,} rows were rejected ({reasons}), more than"
-            f" data.max_reject_ratio={limit:g}; look at {pool.folder.path}/{REJECTS_FILE} (and for"
-            " what could not be scored at the rows with a reason in storage/pieces), and raise it"
-            " if they may go"
-        )
-
-
 def reject_row(row: Mapping[str, Any], reject: Reject) -> dict[str, Any]:
     """A row of REJECTS. row: `file`, `line` and `text` of what was read."""
     return {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from instructdiff_ray.sample import Kind, Part, Reject
@@ -18,6 +19,13 @@ SINGLE_TURN: tuple[tuple[str, str | None, str], ...] = (
     ("question", None, "response"),
 )
 MULTI_TURN = ("messages", "conversations")
+# What columns of other schemas are called, the likeliest first, to suggest them.
+ASKED = ("instruction", "prompt", "question", "query", "problem", "input", "user", "human", "task")
+ANSWERED = (
+    *("response", "output", "answer", "completion", "solution", "reply", "assistant", "target"),
+    *("chosen", "generation", "explanation"),
+)
+GIVEN = ("context", "input", "passage")
 ROLES: dict[str, Kind] = {
     "system": "system",
     "user": "instruction",
@@ -44,6 +52,50 @@ def parse_row(text: str, columns: Mapping[str, str] | None = None) -> tuple[dict
     for part in parts:
         _check_unicode(part.text)
     return row, parts
+
+
+def suggest_columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, str] | None:
+    """What `data.columns` may have to be for rows of a schema that is not known, by the names of
+    their columns and by what these hold; None where neither tells."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    values = {name: [row[name] for row in rows if row.get(name) is not None] for name in names}
+    for name in names:
+        if values[name] and all(map(_is_conversation, values[name])):
+            return {"messages": name}
+    texts = [n for n in names if values[n] and all(isinstance(v, str) for v in values[n])]
+    response = _called(texts, ANSWERED)
+    instruction = _called([name for name in texts if name != response], ASKED)
+    if response is None or instruction is None:
+        return None
+    others = {name.lower(): name for name in texts if name not in (instruction, response)}
+    given = next((others[name] for name in GIVEN if name in others), None)
+    return {"instruction": instruction, **({"input": given} if given else {}), "response": response}
+
+
+def _called(names: Sequence[str], words: Sequence[str]) -> str | None:
+    """The name that is the first of the words that one is, or else has one of them in it."""
+    for word in words:
+        for name in names:
+            if name.lower() == word:
+                return name
+    for word in words:
+        for name in names:
+            if word in (
+                piece.lower() for piece in re.findall("[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
+            ):
+                return name
+    return None
+
+
+def _is_conversation(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(turn, dict) and (turn.keys() >= {"role", "content"} or "from" in turn)
+            for turn in value
+        )
+    )
 
 
 def domain_of(row: Mapping[str, Any], column: str | None, default: str) -> str:

@@ -20,7 +20,8 @@ from instructdiff_ray.engine.throughput import Throughput
 from instructdiff_ray.errors import LostScores
 from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.model import Model
-from instructdiff_ray.pool.pool import Pool, check_rejects
+from instructdiff_ray.pool.pool import Pool
+from instructdiff_ray.pool.rejects import check_rejects
 from instructdiff_ray.progress import Progress, Stage
 from instructdiff_ray.resources import require_gpus
 from instructdiff_ray.scoring.dataflow import score_blocks

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from instructdiff_ray.pool.schemas import domain_of, parse_row
+from instructdiff_ray.pool.schemas import domain_of, parse_row, suggest_columns
 from instructdiff_ray.sample import Part, Reject, sample_id
 
 ASKED = ("instruction", "What is 2 + 2?")
@@ -308,3 +308,34 @@ def test_a_row_without_a_domain_in_its_column_is_a_reject(value: Any) -> None:
     assert reject.value.reason in ("no_domain", "invalid_unicode")
     with pytest.raises(Reject):
         domain_of({}, "topic", "general")
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"query": "q", "answer": "a"}, {"instruction": "query", "response": "answer"}),
+        ({"input": "q", "target": "a"}, {"instruction": "input", "response": "target"}),
+        (
+            {"id": "1", "problem": "q", "answer": 4, "solution": "a"},
+            {"instruction": "problem", "response": "solution"},
+        ),
+        (
+            {"user_query": "q", "GPTResponse": "a", "Context": "c"},
+            {"instruction": "user_query", "input": "Context", "response": "GPTResponse"},
+        ),
+        (
+            {"prompt": "q", "chosen": "a", "rejected": "b"},
+            {"instruction": "prompt", "response": "chosen"},
+        ),
+        (
+            {"id": "1", "dialog": [{"role": "user", "content": "q"}], "answer": "a"},
+            {"messages": "dialog"},
+        ),
+        ({"turns": [{"from": "human", "value": "q"}]}, {"messages": "turns"}),
+        ({"text": "q"}, None),
+        ({"question": "q", "label": "a"}, None),
+        ({"question": "q", "answer": ["a"]}, None),
+    ],
+)
+def test_columns_are_suggested_by_their_names(row: dict, expected: dict | None) -> None:
+    assert suggest_columns([row, dict.fromkeys(row)]) == expected
