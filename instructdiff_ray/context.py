@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from instructdiff_ray.config.data import DataConfig
 from instructdiff_ray.config.precision import choose_precision, processor_instructions
 from instructdiff_ray.config.run import Config
-from instructdiff_ray.errors import UserError
+from instructdiff_ray.errors import UserError, require
 from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.model import Model, find_model
 from instructdiff_ray.pool.files import check_format, source_files
+from instructdiff_ray.pool.hub_data import is_hub, pin_paths
 from instructdiff_ray.pool.readers import SourceFile
 from instructdiff_ray.pool.sampling import repeat_seed
 from instructdiff_ray.progress import Progress
@@ -84,6 +85,7 @@ def prepare(config: Config, progress: Progress) -> RunContext:
     config = _with_precision(config, progress)
     storage = Storage(absolute(config.storage))
     folder = Folder(absolute(config.run_dir or f"{storage.root}/runs/{run_name()}"))
+    config = replace(config, data=pin_paths(config.data, progress.say))
     files = list_data(config.data)
     base = find_model(config.model)
     target = _find_target(config, base, progress)
@@ -104,6 +106,11 @@ def check_settings(config: Config) -> None:
     check_trackers(config.cluster.train.report_to)
     for path in (config.storage, config.run_dir or ""):
         absolute(path)
+        require(
+            not is_hub(path),
+            f"{path}: nothing is written to the Hub; name a folder, or an object store, for storage"
+            " and run_dir",
+        )
 
 
 def run_name() -> str:
@@ -112,7 +119,8 @@ def run_name() -> str:
 
 
 def list_data(data: DataConfig) -> list[SourceFile]:
-    """The files that `data.path` names. UserError where there is none, or no row in them."""
+    """The files that `data.path` names, datasets of the Hub pinned. UserError where there is none,
+    or no row in them."""
     if not data.paths:
         raise UserError("data.path is not set; name your instruction data, or data.path=demo")
     files = source_files(data)

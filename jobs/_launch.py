@@ -41,6 +41,7 @@ from instructdiff_ray.demo.artifacts import DEMO, demo_model, demo_pool
 from instructdiff_ray.errors import UserError, require, user_error_in
 from instructdiff_ray.evaluation.lm_eval import check_tasks
 from instructdiff_ray.models.model import find_model
+from instructdiff_ray.pool.hub_data import pin_paths
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.resources import SINGLE_MACHINE, missing_gpus
 from instructdiff_ray.results.console import sweep_table
@@ -63,8 +64,9 @@ def launch(stage: Stage, computes: bool = True) -> None:
     """
     # Errors come to us whole, and we print them; Hydra's own printing takes many lines.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    # Retries and progress bars of the libraries are not our lines.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    # Requests, retries and progress bars of the libraries are not our lines.
+    for library in ("huggingface_hub", "httpx2"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     disable_progress_bar()
     ConfigStore.instance().store(name="schema", node=Config)
     failures: list[str] = []
@@ -134,6 +136,7 @@ def with_demo(config: Config, progress: Progress) -> Config:
             find_model(model)
         data = replace(data, path=demo_pool(storage, progress))
     if model.base == DEMO:
+        data = pin_paths(data, progress.say)
         list_data(data)
         model = replace(model, base=demo_model(storage, progress))
     return replace(config, data=data, model=model)

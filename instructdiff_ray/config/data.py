@@ -12,10 +12,14 @@ from instructdiff_ray.errors import UserError, require
 class DataConfig:
     """Where the instruction pool comes from.
 
-    path: file, folder or glob, or a list of them; local or a URI (s3://, gs://, abfs://). For files
-        that are a domain each, a mapping: domain → its path or paths.
+    path: file, folder or glob, or a list of them; local or a URI (s3://, gs://, abfs://), or a
+        dataset of the Hugging Face Hub: org/name, or hf://datasets/org/name[@revision], with a
+        file, folder or glob behind it where not all is meant. For files that are a domain each, a
+        mapping: domain → its path or paths.
+    subset, split: of datasets of the Hub, and split of folders of `datasets.save_to_disk`, as
+        `datasets.load_dataset` has them; None: the only or default subset, the split `train`.
     limit: rows read at most, in file order; None reads all.
-    format: json | jsonl | parquet | csv; None goes by the file's name.
+    format: json | jsonl | parquet | csv | arrow; None goes by the file's name.
     columns: the user's names for `instruction`, `input`, `response`, `messages`; None recognises
         the usual schemas row by row.
     domain_column: column that names each row's domain; None goes by the file, where `path` names
@@ -27,6 +31,8 @@ class DataConfig:
     """
 
     path: Any = None
+    subset: str | None = None
+    split: str | None = None
     limit: int | None = None
     format: str | None = None
     columns: dict[str, str] | None = None

@@ -1,4 +1,5 @@
-"""The source files that a path names: a file, a folder or a glob, on a disk or in a store."""
+"""The source files that a path names: a file, a folder or a glob, on a disk or in a store, or a
+dataset of the Hub."""
 
 from __future__ import annotations
 
@@ -11,7 +12,10 @@ from pyarrow import fs as pafs
 
 from instructdiff_ray.config.data import DataConfig
 from instructdiff_ray.errors import UserError, require
-from instructdiff_ray.pool.readers import COMPRESSED, FORMAT_OF, FORMATS, SourceFile, extension
+from instructdiff_ray.pool.hub_data import hub_files, is_hub
+from instructdiff_ray.pool.names import format_of, is_data_file
+from instructdiff_ray.pool.readers import FORMAT_OF, FORMATS, SourceFile
+from instructdiff_ray.pool.saved import check_no_split, saved_files
 from instructdiff_ray.storage.filesystem import absolute, is_uri, open_filesystem
 
 
@@ -23,9 +27,13 @@ def find_files(paths: list[str], format: str | None = None) -> list[SourceFile]:
     if not paths:
         raise UserError("data.path is not set; name a file, a folder or a glob")
     check_format(format)
+    return _find_files(paths, DataConfig(format=format))
+
+
+def _find_files(paths: list[str], data: DataConfig) -> list[SourceFile]:
     files: dict[str, SourceFile] = {}
     for path in paths:
-        for file in _expand(path, format):
+        for file in _expand(path, data):
             files.setdefault(file.path, file)
     return list(files.values())
 
@@ -39,7 +47,8 @@ def check_format(format: str | None) -> None:
 
 
 def source_files(data: DataConfig) -> list[SourceFile]:
-    """The files that `data.path` names, each with its domain where it names one.
+    """The files that `data.path` names, each with its domain where it names one; datasets of the
+    Hub are pinned.
 
     Raises UserError for a path that names nothing or can't be read, or a file that is of two
     domains.
@@ -47,7 +56,7 @@ def source_files(data: DataConfig) -> list[SourceFile]:
     files: dict[str, SourceFile] = {}
     for domain, paths in data.paths_by_domain.items():
         try:
-            of_domain = find_files(paths, data.format)
+            of_domain = _find_files(paths, data)
         except OSError as error:  # a bucket that is missing or closed, a disk that fails
             raise UserError(f"data.path can't be read: {' '.join(str(error).split())}") from None
         for file in of_domain:
@@ -59,20 +68,27 @@ def source_files(data: DataConfig) -> list[SourceFile]:
     return list(files.values())
 
 
-def _expand(path: str, format: str | None) -> list[SourceFile]:
+def _expand(path: str, data: DataConfig) -> list[SourceFile]:
+    if is_hub(path):
+        return hub_files(path, data)
+    require(
+        data.subset is None,
+        f"data.subset={data.subset} is of datasets of the Hub; data.path={path} is none",
+    )
     if not is_uri(path) and glob.has_magic(path) and not os.path.exists(path):
         matches = sorted(glob.glob(os.path.expanduser(path), recursive=True))
         if not matches:
             raise UserError(f"data.path={path} matches no file")
-        return [file for match in matches for file in _expand(match, format)]
+        return [file for match in matches for file in _expand(match, data)]
     path = absolute(path)
     fs, inner = open_filesystem(path)
     info = fs.get_file_info(inner)
     if info.type == pafs.FileType.NotFound:
         raise UserError(f"data.path={path} does not exist")
     if info.type == pafs.FileType.File:
-        return [_source_file(path, info, format or _format_of(path))]
-    files = _list_folder(fs, path, inner, format)
+        check_no_split(data.split, path)
+        return [_source_file(path, info, data.format or format_of(path))]
+    files = _list_folder(fs, path, inner, data)
     if not files:
         raise UserError(
             f"data.path={path} is a folder without a {', '.join(FORMAT_OF)} file; name the files,"
@@ -81,32 +97,25 @@ def _expand(path: str, format: str | None) -> list[SourceFile]:
     return files
 
 
-def _list_folder(
-    fs: pafs.FileSystem, path: str, inner: str, format: str | None
-) -> list[SourceFile]:
+def _list_folder(fs: pafs.FileSystem, path: str, inner: str, data: DataConfig) -> list[SourceFile]:
     """The data files below a folder; others (a README, `_SUCCESS`, hidden ones) are passed over."""
-    files = []
+
+    def read(name: str) -> bytes:
+        with fs.open_input_stream(f"{inner.rstrip('/')}/{name}", compression=None) as stream:
+            return bytes(stream.read())
+
     infos = fs.get_file_info(pafs.FileSelector(inner, recursive=True))
-    for info in sorted(infos, key=lambda info: info.path):
-        relative = info.path[len(inner.rstrip("/")) + 1 :]
-        hidden = any(piece.startswith((".", "_")) for piece in relative.split("/"))
-        known = format or FORMAT_OF.get(extension(relative))
-        if info.is_file and not hidden and known:
+    start = len(inner.rstrip("/")) + 1
+    by_name = {info.path[start:]: info for info in infos if info.is_file}
+    files = []
+    for name in saved_files(sorted(by_name), data.split, path, read):
+        if is_data_file(name, data.format):
             # In a URI, a space or a `#` of a name is escaped.
-            name = quote(relative) if is_uri(path) else relative
-            files.append(_source_file(f"{path}/{name}", info, known))
+            named = f"{path}/{quote(name) if is_uri(path) else name}"
+            format = data.format or format_of(name)
+            files.append(_source_file(named, by_name[name], format))
     return files
 
 
 def _source_file(path: str, info: pafs.FileInfo, format: str) -> SourceFile:
     return SourceFile(path, format, info.size, info.mtime_ns or 0)
-
-
-def _format_of(path: str) -> str:
-    ending = extension(path)
-    if ending not in FORMAT_OF:
-        raise UserError(
-            f"data.path={path}: unknown format {ending or '(no extension)'}; known are"
-            f" {', '.join(FORMAT_OF)} (each may be {', '.join(COMPRESSED)}), or set data.format"
-        )
-    return FORMAT_OF[ending]

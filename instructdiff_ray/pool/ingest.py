@@ -65,7 +65,8 @@ def pool_artifact(
     nothing changed would cost more than ingesting again, which runs no model.
     """
     data = asdict(config.data)
-    for name in ("path", "max_reject_ratio"):  # the one is in `files`, the other changes no pool
+    # The last changes no pool, and what the others name is in `files`.
+    for name in ("path", "subset", "split", "max_reject_ratio"):
         del data[name]
     inputs = {
         "version": VERSION,

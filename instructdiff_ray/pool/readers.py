@@ -24,11 +24,13 @@ from instructdiff_ray.storage.filesystem import is_uri, open_filesystem
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}
 # A longer row is no instruction pair but a broken file; this bounds the memory of a reader.
 MAX_ROW_BYTES = 32 * 1024 * 1024
+IPC_FILE = b"ARROW1"  # how an IPC file begins, and a stream does not
 
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file to read. `path` is absolute or a URI; size (bytes) and mtime_ns are its identity.
+    """A file to read. `path` is absolute or a URI; size (bytes) and mtime_ns are its identity. The
+    path of a file of the Hub has its commit, and its time is 0.
 
     domain: of all its rows; None where the file names none.
     """
@@ -279,6 +281,22 @@ def row_groups(file: SourceFile) -> list[tuple[FileRange, int]]:
     ]
 
 
+def _read_arrow(source: FileRange) -> Iterator[RawRow]:
+    """Arrow's IPC stream, as `datasets` saves it, or IPC file, as others call it."""
+    with _open(source.file) as stream:
+        if stream.peek(len(IPC_FILE)).startswith(IPC_FILE):
+            file = pa.ipc.open_file(pa.BufferReader(stream.read()))
+            batches = (file.get_batch(number) for number in range(file.num_record_batches))
+        else:
+            batches = iter(pa.ipc.open_stream(stream))
+        number = 0
+        for batch in batches:
+            for start in range(0, batch.num_rows, 1024):
+                rows = batch.slice(start, 1024)
+                yield from _batch_rows(rows, number + 1)
+                number += rows.num_rows
+
+
 def _row_groups(file: pq.ParquetFile, source: FileRange) -> tuple[list[int], int]:
     """The row groups that begin in the range, and how many rows stand before them."""
     groups, before = [], 0
@@ -346,5 +364,6 @@ FORMATS = {
     "json": Format((".json",), _read_json),
     "parquet": Format((".parquet",), _read_parquet, is_text=False, divisible=True),
     "csv": Format((".csv", ".tsv"), _read_csv),
+    "arrow": Format((".arrow",), _read_arrow, is_text=False),
 }
 FORMAT_OF = {ending: name for name, format in FORMATS.items() for ending in format.endings}
