@@ -178,7 +178,9 @@ def _front_matter(
         }
         for name in configs
     ]
-    info = [{"config_name": "selected", "features": [*features]}] if features else []
+    further: dict[str, Any] = {}
+    if features and "selected" in configs:
+        further["dataset_info"] = [{"config_name": "selected", "features": [*features]}]
     return DatasetCardData(
         pretty_name="InstructDiff selection",
         # The Hub knows no licence that means "that of the source".
@@ -188,7 +190,7 @@ def _front_matter(
         size_categories=[size_category(selected)],
         tags=["instruction-tuning", "data-selection", "instructdiff", "arxiv:2601.23006"],
         configs=entries,
-        **({"dataset_info": info} if info and "selected" in configs else {}),
+        **further,
     )
 
 
