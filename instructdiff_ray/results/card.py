@@ -132,52 +132,6 @@ def _front_matter(
         }
         for name in configs
     ]
-    data = DatasetCardData(
-        pretty_name="InstructDiff selection",
-        # The Hub knows no licence that means "that of the source".
-        license="other",
-        license_name="that-of-the-source-data",
-        task_categories=["text-generation"],
-        size_categories=[size_category(selected)],
-        tags=["instruction-tuning", "data-selection", "instructdiff", "arxiv:2601.23006"],
-        configs=entries,
-    )
-    if features and "selected" in configs:
-        data["dataset_info"] = [{"config_name": "selected", "features": [*features]}]
-    return data
-
-
-def _loadable(
-    sizes: Mapping[str, int], features: Sequence[Feature] | None, selected: int
-) -> dict[str, str]:
-    """The configurations that `datasets` can load, the default first: name → what it is.
-
-    It reads all configurations of a data set as the file format of the first.
-    """
-    held = [
-        name
-        for name, (file, _) in CONFIGS.items()
-        # Loaders fail on an empty file, and where a later row has another schema than the first.
-        if sizes.get(file)
-        and (name != "selected" or features)
-        and (selected or name in ("ranking", "rejects"))
-    ]
-    endings = {name: CONFIGS[name][0].rpartition(".")[2] for name in held}
-    return {name: CONFIGS[name][1] for name in held if endings[name] == endings[held[0]]}
-
-
-def _front_matter(
-    configs: Mapping[str, str], features: Sequence[Feature] | None, selected: int
-) -> DatasetCardData:
-    first = next(iter(configs))
-    entries = [
-        {
-            "config_name": name,
-            "data_files": CONFIGS[name][0],
-            **({"default": True} if name == first else {}),
-        }
-        for name in configs
-    ]
     further: dict[str, Any] = {}
     if features and "selected" in configs:
         further["dataset_info"] = [{"config_name": "selected", "features": [*features]}]
