@@ -24,13 +24,12 @@ def find_files(paths: list[str], format: str | None = None) -> list[SourceFile]:
 
     Raises UserError for a path that names nothing, or a named file of unknown format.
     """
-    if not paths:
-        raise UserError("data.path is not set; name a file, a folder or a glob")
     check_format(format)
     return _find_files(paths, DataConfig(format=format))
 
 
 def _find_files(paths: list[str], data: DataConfig) -> list[SourceFile]:
+    require(bool(paths), "data.path is not set; name a file, a folder or a glob")
     files: dict[str, SourceFile] = {}
     for path in paths:
         for file in _expand(path, data):
