@@ -50,7 +50,7 @@ def write_scores(folder: Folder, rows: int) -> None:
         low, _ = partition_bounds(number, partitions)
         random = np.frombuffer(rng.bytes(16 * count), np.uint8).reshape(count, 16).copy()
         first = int(low, 16) + rng.integers(0, MOST_PARTITIONS // partitions, count)
-        random[:, 0], random[:, 1] = first >> 8, first & 255
+        random[:, 0], random[:, 1] = first >> 4, (first & 15) << 4 | random[:, 1] & 15
         digits = np.sort(np.frombuffer(binascii.hexlify(random.tobytes()), "S32"))
         ids = pa.array(digits.astype("U32"))
         domain = pa.DictionaryArray.from_arrays(

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.autoscaler.v2.schema import ClusterStatus
 from ray.autoscaler.v2.sdk import get_cluster_status
-from ray.exceptions import RpcError
+from ray.exceptions import RayError
 from ray.experimental.internal_kv import _internal_kv_get
 
 # Where the first of Ray's two autoscalers leaves its report, which `ray status` reads too.
@@ -28,7 +28,8 @@ def waiting_line() -> str | None:
     try:
         status = get_cluster_status(ray.get_runtime_context().gcs_address)
         report = json.loads(_internal_kv_get(REPORT) or b"{}")
-    except (RpcError, ValueError):
+    # What Ray's own reading of the status raises, too: without an answer a run waits as well.
+    except (RayError, ValueError, RuntimeError, AssertionError):
         return None
     return describe_wait(status, report.get("autoscaler_report") or {})
 

@@ -9,7 +9,7 @@ import re
 # Only lines that begin with an exception's name are read: a sample's text may say what it likes.
 LIMITS = {
     r"^\S*(OutOfDiskError\b|OSError\b.*(No space left on device|Disk quota exceeded))": (
-        "the disk is full (storage, or Ray's own folder); free some space and give the same"
+        "the disk is full (storage, Ray's own folder, or TMPDIR); free some space and give the same"
         " command again, it goes on where it stopped"
     ),
     r"^\S*(OutOfMemoryError|MemoryError|ObjectStoreFullError)\b"

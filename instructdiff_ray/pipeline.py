@@ -125,8 +125,12 @@ def ingest_pool(context: RunContext, build: bool = True) -> Pool:
 
 def draw_warmup(context: RunContext, pool: Pool) -> list[str]:
     """The warm-up subset, sorted; a domain with an α or a model of its own is drawn apart."""
-    config, domains = context.config, {*pool.domains()}
-    apart = domains
+    with context.progress.watched():
+        return _draw_warmup(context.config, pool)
+
+
+def _draw_warmup(config: Config, pool: Pool) -> list[str]:
+    apart = domains = {*pool.domains()}
     if not config.calibrate.per_domain:
         apart = domains & config.domains_with("calibrate", "ratio")
     ids = []

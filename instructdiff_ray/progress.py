@@ -142,7 +142,7 @@ class Progress:
             yield
         finally:
             done.set()
-            watcher.join()
+            watcher.join(timeout=1)  # it may be asking, and nobody waits for its answer
 
     def line(self, text: str, last: bool) -> None:
         if self.terminal:

@@ -229,6 +229,9 @@ def _known_keys() -> list[str]:
 
 def start_ray(cluster: ClusterConfig) -> None:
     """Join the cluster that is named or that this process runs in; else start one here, once."""
+    # A pipeline that can't go on is an error in the end.
+    data_context = ray.data.DataContext.get_current()
+    data_context.execution_no_progress_timeout_s = cluster.patience_hours * 3600
     if ray.is_initialized():
         return
     address = cluster.joined
@@ -254,8 +257,6 @@ def start_ray(cluster: ClusterConfig) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # A pipeline that can't go on is an error in the end.
-    context.execution_no_progress_timeout_s = cluster.patience_hours * 3600
     context.set_config(SINGLE_MACHINE, address is None)
     # Kept quiet: the run's own lines are what a person reads. Ray's logs have all the rest.
     for handler in logging.getLogger("ray.data").handlers:

@@ -15,8 +15,8 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -36,6 +36,9 @@ from instructdiff_ray.results.status import SUMMARY
 from instructdiff_ray.storage.filesystem import Folder, is_uri, join
 
 LOOK_EVERY_S = 5
+# What the client raises where the server does not answer, or not as it should.
+UNANSWERED = (OSError, RuntimeError)
+LONGEST_LINE = 200
 AGAIN = "the same command with this run_dir goes on where it stopped"
 
 
@@ -135,7 +138,7 @@ class Sweep:
 
     def run(self, points: Sequence[Point], parallel: int) -> bool:
         """Submit and follow all points, and print the table; whether all have succeeded."""
-        waiting, running, failed = [*points], list[Point](), 0
+        waiting, running, failed = [*points], list[Point](), set[str]()
         with stopping(self.client, running):
             while waiting or running:
                 while waiting and len(running) < parallel:
@@ -145,18 +148,24 @@ class Sweep:
                     status = self._status(point)
                     if status and status.is_terminal():
                         running.remove(point)
-                        failed += status != JobStatus.SUCCEEDED
+                        if status != JobStatus.SUCCEEDED:
+                            failed.add(point.job)
                         self._report(point, status)
-        _say(f"\nall runs of the sweep\n{table(points)}")
+        _say(f"\nall runs of the sweep\n{table(points, failed)}")
         return not failed
 
     def _submit(self, point: Point) -> Point:
         command = [self.python, "jobs/run.py", *point.settings, f"run_dir={point.folder}"]
-        self.client.submit_job(
-            entrypoint=shlex.join(command),
-            submission_id=point.job,
-            runtime_env=dict(self.environment),
-        )
+        try:
+            self.client.submit_job(
+                entrypoint=shlex.join(command),
+                submission_id=point.job,
+                runtime_env=dict(self.environment),
+            )
+        except UNANSWERED as error:
+            raise UserError(
+                f"{point.job} can't be submitted ({_line(error)}); those before it go on; {AGAIN}"
+            ) from None
         _say(f"{point.job} submitted: {point.folder}")
         return point
 
@@ -164,14 +173,16 @@ class Sweep:
         """None where the job server does not answer now: a network fails for a while."""
         try:
             return self.client.get_job_status(point.job)
-        except OSError as error:
-            _say(f"the job server does not answer ({type(error).__name__}); trying again")
+        except UNANSWERED as error:
+            _say(f"the job server does not answer ({_line(error)}); trying again")
             return None
 
     def _report(self, point: Point, status: JobStatus) -> None:
         line = f"{point.job} {str(status).lower()}"
         if status == JobStatus.FAILED:
-            lines = self.client.get_job_logs(point.job).splitlines()
+            lines: list[str] = []
+            with suppress(*UNANSWERED):
+                lines = self.client.get_job_logs(point.job).splitlines()
             errors = [text for text in lines if text.startswith("error: ")] or lines[-1:]
             line = "; ".join([line, *errors[:1], f"`ray job logs {point.job}` has all"])
         _say(line)
@@ -186,20 +197,26 @@ def stopping(client: JobSubmissionClient, running: Sequence[Point]) -> Iterator[
     except KeyboardInterrupt:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is begun here is short
         for point in running:
-            client.stop_job(point.job)
+            with suppress(*UNANSWERED):
+                client.stop_job(point.job)
         jobs = ", ".join(point.job for point in running)
         raise UserError(f"stopped, and with it {jobs or 'no job'}; {AGAIN}") from None
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def table(points: Sequence[Point]) -> str:
-    """The table of the sweep, from the summaries that its points have left."""
+def table(points: Sequence[Point], failed: Collection[str] = ()) -> str:
+    """The table of the sweep, from the summaries that its points have left. failed: jobs, in whose
+    folders an earlier one may have left its own."""
     runs = []
     for point in points:
-        summary = Folder(point.folder).read_bytes(SUMMARY)
+        summary = None if point.job in failed else Folder(point.folder).read_bytes(SUMMARY)
         runs.append((point.chosen, json.loads(summary) if summary else None))
     return sweep_table(runs)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:LONGEST_LINE] or type(error).__name__
 
 
 def _say(line: str) -> None:

@@ -52,3 +52,34 @@ def test_what_is_no_sweep_is_refused_before_a_job_is_submitted(
     with pytest.raises(UserError) as refused:
         sweep.split_points(settings)
     assert line in str(refused.value) and "\n" not in str(refused.value)
+
+
+class UnansweredServer:
+    """A job server behind a gateway that answers 502, as Ray's client tells it."""
+
+    def submit_job(self, **job: object) -> None:
+        raise RuntimeError("Request failed with status code 502: bad gateway.")
+
+    def get_job_status(self, job: str) -> None:
+        raise RuntimeError("Request failed with status code 502: bad gateway.")
+
+
+def test_a_job_server_that_does_not_answer_is_told_in_a_line(
+    sweep: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (point,) = sweep.split_points(["storage=/out"])
+    jobs = sweep.Sweep(UnansweredServer(), "python", {})
+    assert jobs._status(point) is None
+    assert "does not answer (Request failed with status code 502" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"can't be submitted .*502") as refused:
+        jobs.run([point], 1)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_an_earlier_sweep_has_left_is_not_the_outcome_of_a_failed_point(
+    sweep: ModuleType, tmp_path: Path
+) -> None:
+    (point,) = sweep.split_points([f"storage={tmp_path}", f"run_dir={tmp_path}"])
+    Path(point.folder).mkdir()
+    (Path(point.folder) / "summary.json").write_text("no matter")
+    assert "no matter" not in sweep.table([point], {point.job})

@@ -18,8 +18,9 @@ from yaml import YAMLError
 
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.engine.device import require_gpu
-from instructdiff_ray.errors import UserError, require, user_error_in
+from instructdiff_ray.errors import UserError, require
 from instructdiff_ray.models.model import Model
+from instructdiff_ray.pool.tasks import results as results_of
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.resources import machines_for
 from instructdiff_ray.scoring.placement import gpus_of_one
@@ -61,7 +62,7 @@ def benchmark(
         running = f"{task}: {model.trained}"
         if Path(task).is_file():
             progress.say(running)
-            results.update(_run_remotely(config, model, os.path.abspath(task)))
+            results.update(_run_remotely(config, model, os.path.abspath(task), progress))
             continue
         inputs = {
             "version": VERSION,
@@ -75,28 +76,23 @@ def benchmark(
         with artifact.lock(progress.say) as finished:
             if finished is None:
                 progress.say(running)
-                metrics_of_task = _run_remotely(config, model, task)
+                metrics_of_task = _run_remotely(config, model, task, progress)
                 with artifact.writer() as writer:
                     finished = writer.finish(inputs, metrics_of_task)
         results.update(finished.info)
     return results
 
 
-def _run_remotely(config: Config, model: Model, task: str) -> dict[str, float]:
+def _run_remotely(config: Config, model: Model, task: str, progress: Progress) -> dict[str, float]:
     gpus = gpus_of_one(config.cluster, [model], config.calibrate.max_length)
     # A machine whose memory ends would get the same task again, without end.
     run = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0, label_selector=machines_for(gpus))(
         run_task
     )
-    try:
-        results: Any = ray.get(
-            run.remote(model, task, config.cluster.precision, gpus, config.template.chat)
-        )
-    except ray.exceptions.RayTaskError as error:
-        if user_error := user_error_in(error):
-            raise user_error from None
-        raise
-    return dict(results)
+    arguments = (model, task, config.cluster.precision, gpus, config.template.chat)
+    with progress.watched():
+        (outcome,) = results_of([run.remote(*arguments)])
+    return dict(outcome)
 
 
 def run_task(model: Model, task: str, precision: str, gpus: float, chat: bool) -> dict[str, float]:

@@ -51,7 +51,8 @@ def _measured(speed: Speed | None) -> Rate | None:
 
 
 def seconds(config: Config, work: Work, rates: Mapping[str, Rate]) -> float | None:
-    """How long the work takes, once its machines are there; None where no rate is known."""
+    """How long the work takes, its starts as long as the last, machines waited for included; None
+    where no rate is known."""
     rate = rates.get(work.stage)
     if rate is None:
         return None

@@ -15,7 +15,7 @@ from typing import Any
 
 from fsspec.utils import glob_translate
 
-from instructdiff_ray.errors import UserError
+from instructdiff_ray.errors import UserError, require
 from instructdiff_ray.pool.readers import FORMAT_OF, extension
 
 # What is read where none is named.
@@ -92,6 +92,7 @@ def choose_files(
 
 def choose_split(splits: Splits, split: str | None, name: str) -> Sequence[str]:
     """The same among the splits of one subset."""
+    require(bool(splits), f"{name} holds no file of a format that is read")
     wanted = split or DEFAULT_SPLIT
     if split is None and wanted not in splits and len(splits) == 1:
         wanted = next(iter(splits))

@@ -41,26 +41,29 @@ def run_tasks(function: Callable[..., Result], parts: Iterable[Sequence[Any]]) -
     return results([start(*part) for part in parts])
 
 
-def results(refs: Iterable[ray.ObjectRef]) -> list[Any]:
+def results(refs: Iterable[ray.ObjectRef], before: Sequence[ray.ObjectRef] = ()) -> list[Any]:
     """What these tasks gave. What is a UserError to a task, or the end of a machine's disk or
-    memory, or of the run's patience, is a UserError here."""
+    memory, or of the run's patience, is a UserError here. before: what these wait for themselves,
+    whose progress counts too."""
     try:
-        return _all_of(list(refs))
+        return _all_of(list(refs), before)
     except RayError as error:
         if user_error := user_error_in(error):
             raise user_error from error
         raise
 
 
-def _all_of(refs: list[ray.ObjectRef]) -> list[Any]:
+def _all_of(refs: list[ray.ObjectRef], before: Sequence[ray.ObjectRef]) -> list[Any]:
     """Raises GetTimeoutError where none of them ends in a time of the run's patience."""
-    ended = 0
+    counted, ended = [*before, *refs], 0
     while True:
         try:
             return list(ray.get(refs, timeout=patience_s()))
         except GetTimeoutError:
-            before, ended = ended, len(ray.wait(refs, num_returns=len(refs), timeout=0)[0])
-            if ended == before:
+            last = ended
+            done, _ = ray.wait(counted, num_returns=len(counted), timeout=0, fetch_local=False)
+            ended = len(done)
+            if ended == last:
                 raise
 
 
@@ -78,7 +81,7 @@ def for_each_partition(
     for number in range(count):
         of_partition = parts if count == 1 else [each[number] for each in parts]
         gathered.append(gather(work, number, *of_partition))
-    return results(gathered)
+    return results(gathered, before=parts if count == 1 else [each[0] for each in parts])
 
 
 def _split(table: pa.Table, count: int) -> Any:

@@ -6,6 +6,7 @@ A plan, for which no Ray is started, draws in its own process.
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +22,8 @@ def draw_subset(pool: Pool, domains: Collection[str], ratio: float, seed: int) -
     sizes, wanted = pool.domains(), pa.array(sorted(domains))
 
     def below(limit: int) -> Draws:
-        parts = [(pool, n, wanted, seed, limit) for n in range(pool.partitions)]
+        of_index = replace(pool, parts=[])  # the names of its parts are many
+        parts = [(of_index, n, wanted, seed, limit) for n in range(pool.partitions)]
         drawn = run_tasks(_draw_in_partition, parts)
         ids, draws = zip(*drawn, strict=True)
         return np.concatenate(ids), np.concatenate(draws)

@@ -37,8 +37,8 @@ COLUMNS = {
     "base_entropy": "mean entropy of its next-token distribution over the response",
     "calibrated_nll": "mean NLL under the calibrated model",
     "calibrated_entropy": "mean entropy under the calibrated model",
-    "delta_nll": "ΔNLL: `calibrated_nll` − `base_nll`; both ends are cut off",
-    "delta_entropy": "ΔH: `base_entropy` − `calibrated_entropy`; the lowest are kept",
+    "delta_nll": "ΔNLL: `calibrated_nll` − `base_nll`; the filter `nll` cuts off both ends",
+    "delta_entropy": "ΔH: `base_entropy` − `calibrated_entropy`; the band is ranked by it",
     "fate": "`selected`, `below_band`, `above_band`, `not_top` or `excluded`",
     "excluded_by": "what excluded it: a guard, `warmup` or `strategy`",
     "surprise": "value of the guard `typical`, higher is worse",
@@ -50,10 +50,10 @@ COLUMNS = {
 }
 FATES = {
     "warmup": "warm-up subset",
-    "below_band": "cut off: lowest ΔNLL",
-    "above_band": "cut off: highest ΔNLL",
+    "below_band": "cut off: likelier by most",
+    "above_band": "cut off: likelier by least, or less likely",
     "in_band": "in the band between",
-    "excluded": "excluded, of these",
+    "excluded": "excluded",
 }
 SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
 SIZES |= {10_000_000: "1M<n<10M", 100_000_000: "10M<n<100M", 1_000_000_000: "100M<n<1B"}
@@ -212,5 +212,5 @@ def _environment() -> jinja2.Environment:
 
 
 def plain(value: Any) -> str:
-    """A text of the data in one line of Markdown, in which nothing is a link, a tag or a cell."""
+    """A text of the data in one line of Markdown: no tag, no cell, no link but a bare address."""
     return re.sub(r"([\\`*_{}\[\]<>()#!|~&])", r"\\\1", " ".join(str(value).split()))

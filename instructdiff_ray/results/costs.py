@@ -34,8 +34,8 @@ def plan_text(
     if memory:
         blocks.append(f"memory      {memory}")
     blocks.append(
-        "not counted reading, ranking and writing, which run no model, and the time until machines"
-        " are there"
+        "not counted reading, ranking and writing, which run no model; a start takes as long as it"
+        " last did, with what was waited for machines"
     )
     return "\n".join(blocks)
 

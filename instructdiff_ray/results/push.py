@@ -160,12 +160,14 @@ def _in_one_line(repository: str) -> Iterator[None]:
     except (LocalTokenNotFoundError, OfflineModeIsEnabled) as error:
         raise UserError(_first_line(error)) from None
     except HfHubHTTPError as error:
-        reason = REFUSED.get(error.response.status_code, error.server_message or _first_line(error))
+        status = error.response.status_code
+        reason = REFUSED.get(status) or error.server_message or f"it answers {status}"
         raise UserError(f"{repository} can't be written: {reason}") from None
-    except HTTPError as error:
+    # Messages of the library may hold signed addresses; that of an upload is a RuntimeError.
+    except (HTTPError, RuntimeError) as error:
         raise UserError(
-            f"the Hub can't be reached ({_first_line(error)}); nothing is published before all is"
-            " uploaded, so give the same command again"
+            f"the Hub can't be reached, or takes no file now ({type(error).__name__}); nothing is"
+            " published before all is uploaded, so give the same command again"
         ) from None
 
 

@@ -35,7 +35,8 @@ CORRELATION = 0.8
 EXCESS_SHARE, LEAST_SELECTED = 0.25, 100
 # Of two such runs, expected; two single ones in docs/strategies.md share 0.58 to 0.93.
 LEAST_OVERLAP = 0.5
-# Rows of which correlations are taken: a whole number of partitions, which are random samples.
+# Rows of which correlations are taken, the first of each partition: ids are hashes, so it is a
+# random draw.
 CORRELATION_ROWS = 20_000
 DEDUPLICATE = "look at the random draw in the report, and leave copies of one text out of the pool"
 # What the samples of a concentration have in common, and what to do.

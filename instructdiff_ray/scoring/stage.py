@@ -122,8 +122,9 @@ def _compute(
             starts=len(passes),
         )
         scoring_speed(config.cluster, models, storage).write(speed)
-    folds.wait()
-    return {store.artifact.key: _gather(pool, store) for store in stores}
+    with progress.watched():  # machines without GPUs may have gone while those with them worked
+        folds.wait()
+        return {store.artifact.key: _gather(pool, store) for store in stores}
 
 
 def scoring_speed(cluster: ClusterConfig, models: Sequence[Model], storage: Storage) -> SpeedNote:

@@ -3,6 +3,7 @@ of a hundred million samples they are 3.4 GB, of which a ranking works on one at
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,17 +31,24 @@ STRATEGY, WARMUP = "strategy", "warmup"
 EXCLUDED_BY = (STRATEGY, WARMUP, *GUARDS)
 
 
+def _temporary_file() -> IO[bytes]:
+    """In TMPDIR, or in /var/tmp, for /tmp is memory on many machines."""
+    named = (os.environ.get("TMPDIR"), "/var/tmp")
+    folder = next((path for path in named if path and os.path.isdir(path)), None)
+    return tempfile.TemporaryFile(dir=folder)
+
+
 @dataclass(frozen=True)
 class ColumnFile:
     """A column that grows by batches in a file without a name, and is then an array that is mapped
-    from it. Its pages are the kernel's to drop; the disk's space is free when the array is.
+    from it. On a disk its pages are the kernel's to drop; the space is free when the array is.
 
     OSError where the disk is full: written as files are, for a mapping that has no room would end
     the process.
     """
 
     dtype: np.dtype
-    file: IO[bytes] = field(default_factory=tempfile.TemporaryFile)
+    file: IO[bytes] = field(default_factory=_temporary_file)
 
     def append(self, values: np.ndarray) -> None:
         self.file.write(np.ascontiguousarray(values, self.dtype).data)

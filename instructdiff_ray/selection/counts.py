@@ -94,7 +94,7 @@ def scored_counts(ranking: Ranking) -> dict[str, Any]:
 
 
 def by_domain(ranking: Ranking) -> dict[str, dict[str, Any]]:
-    """For each domain: samples, how many are selected, their response tokens, and quantiles of ΔNLL
+    """For each domain: samples, how many are selected, and quantiles of ΔNLL
     and ΔH (nats) or of a baseline's value."""
     selected, domains = ranking.has_fate(SELECTED), {}
     for name, rows in ranking.by_domain():

@@ -29,6 +29,7 @@ from instructdiff_ray.selection.select import (
     FATES,
     SELECTED,
     Candidates,
+    rows_of,
     select,
     take_within_budget,
 )
@@ -199,17 +200,19 @@ def _exclude_guarded(
     all guards by domain number."""
     limits: list[dict[str, float]] = []
     for domain, config in enumerate(configs):
-        rows = columns["domain"] == domain
+        rows = rows_of(columns["domain"], domain, len(configs))
+        decided, excluded_by = columns["decided"][rows], columns["excluded_by"][rows]
         limits.append({})
         for name in guards:
-            values = columns[GUARDS[name].measure]
-            limit = GUARDS[name].limit(values[rows & ~np.isnan(values)])
+            values = columns[GUARDS[name].measure][rows]
+            limit = GUARDS[name].limit(values[~np.isnan(values)])
             limits[domain][name] = limit
             if name in config.guards:
                 # Of several reasons the first is kept; what is not known is not above a limit.
-                guarded = rows & (values > limit) & (columns["decided"] < 0)
-                columns["decided"][guarded] = FATES.index(EXCLUDED)
-                columns["excluded_by"][guarded] = EXCLUDED_BY.index(name)
+                guarded = (values > limit) & (decided < 0)
+                decided[guarded] = FATES.index(EXCLUDED)
+                excluded_by[guarded] = EXCLUDED_BY.index(name)
+        columns["decided"][rows], columns["excluded_by"][rows] = decided, excluded_by
     return limits
 
 

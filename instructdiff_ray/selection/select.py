@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +46,17 @@ class Candidates:
     filter_values: np.ndarray | None
     decided: np.ndarray
 
+    def take(self, rows: Any) -> Candidates:
+        """Those of an index."""
+        by = self.filter_values
+        return Candidates(
+            self.domains[rows],
+            self.tokens[rows],
+            self.values[rows],
+            None if by is None else by[rows],
+            self.decided[rows],
+        )
+
 
 def select(candidates: Candidates, end: str | None, configs: Sequence[SelectConfig]) -> np.ndarray:
     """The fate of each sample, as its number in FATES: int8 [N].
@@ -53,54 +65,55 @@ def select(candidates: Candidates, end: str | None, configs: Sequence[SelectConf
     by domain number. Raises ValueError where a value is not finite.
     """
     _check_finite(candidates)
-    fates = np.full(len(candidates.domains), FATES.index(NOT_TOP), np.int8)
+    fates = np.empty(len(candidates.domains), np.int8)
     for domain, config in enumerate(configs):
-        rows = candidates.domains == domain
-        if not rows.any():
-            continue
-        band = rows
-        if candidates.filter_values is not None:
-            band = _filter(candidates.filter_values, rows, config.reject_ratio, fates)
-        free = band & (candidates.decided < 0)
-        decided = band & ~free
-        fates[decided] = candidates.decided[decided]
-        fates[_first(candidates, rows, free, end or config.entropy, config)] = FATES.index(SELECTED)
+        rows = rows_of(candidates.domains, domain, len(configs))
+        fates[rows] = _select_in_domain(candidates.take(rows), end or config.entropy, config)
     return fates
 
 
-def _filter(values: np.ndarray, rows: np.ndarray, ratio: float, fates: np.ndarray) -> np.ndarray:
-    """The learnable band of these rows, as a mask; what lies below and above it has its fate."""
-    count = int(rows.sum())
-    cut = floor_share(ratio, count)
-    below, not_above = lowest(values, rows, cut), lowest(values, rows, count - cut)
-    fates[below] = FATES.index(BELOW)
-    fates[rows & ~not_above] = FATES.index(ABOVE)
-    return not_above & ~below
+def rows_of(domains: np.ndarray, domain: int, count: int) -> Any:
+    """An index of the rows of a domain, one of `count`; of a single one a slice, which copies
+    nothing."""
+    return slice(None) if count == 1 else np.flatnonzero(domains == domain)
 
 
-def _first(
-    candidates: Candidates, rows: np.ndarray, free: np.ndarray, end: str, config: SelectConfig
-) -> np.ndarray:
+def _select_in_domain(candidates: Candidates, end: str, config: SelectConfig) -> np.ndarray:
+    fates = np.full(len(candidates.values), FATES.index(NOT_TOP), np.int8)
+    band = np.ones(len(fates), bool)
+    if candidates.filter_values is not None:
+        cut = floor_share(config.reject_ratio, len(band))
+        below = lowest(candidates.filter_values, band, cut)
+        not_above = lowest(candidates.filter_values, band, len(band) - cut)
+        fates[below] = FATES.index(BELOW)
+        fates[~not_above] = FATES.index(ABOVE)
+        band = not_above & ~below
+    free = band & (candidates.decided < 0)
+    decided = band & ~free
+    fates[decided] = candidates.decided[decided]
+    fates[_first(candidates, free, end, config)] = FATES.index(SELECTED)
+    return fates
+
+
+def _first(candidates: Candidates, free: np.ndarray, end: str, config: SelectConfig) -> np.ndarray:
     """Of the candidates that are free those wanted first, as many as the domain's budget buys: a
-    mask. rows: of the domain."""
+    mask."""
     values, size = candidates.values, int(free.sum())
-    count = min(_affordable(candidates, rows, free, end, config), size)
+    count = min(_affordable(candidates, free, end, config), size)
     if end == "middle":
         before = size // 2 - count // 2
         return lowest(values, free, before + count) & ~lowest(values, free, before)
     return lowest(values, free, count, highest=end == "highest")
 
 
-def _affordable(
-    candidates: Candidates, rows: np.ndarray, free: np.ndarray, end: str, config: SelectConfig
-) -> int:
+def _affordable(candidates: Candidates, free: np.ndarray, end: str, config: SelectConfig) -> int:
     """How many samples the domain's budget buys; in tokens, that depends on which come first."""
-    all_tokens = int(np.sum(candidates.tokens, where=rows, dtype=np.int64))
+    all_tokens = int(np.sum(candidates.tokens, dtype=np.int64))
     tokens = candidates.tokens[:0]
     if config.budget == "tokens":
         order = np.argsort(_sort_keys(candidates.values[free], end), kind="stable")
         tokens = candidates.tokens[free][order]
-    return sample_count(int(rows.sum()), all_tokens, tokens, config)
+    return sample_count(len(candidates.tokens), all_tokens, tokens, config)
 
 
 def _check_finite(candidates: Candidates) -> None:

@@ -6,9 +6,11 @@ A note is no artifact: no result depends on it, the last one counts, and it may 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from instructdiff_ray.errors import UserError
 from instructdiff_ray.storage.artifacts import Storage, make_key
 
 SPEED = "speed.json"
@@ -44,7 +46,10 @@ class Speed:
 
 
 class SpeedNote:
-    """Where the speed of a stage is noted. what: all that it depends on, as JSON values."""
+    """Where the speed of a stage is noted. what: all that it depends on, as JSON values.
+
+    A storage that fails here costs the note, and never what a model has just done.
+    """
 
     def __init__(self, storage: Storage, **what: Any) -> None:
         self.folder = storage.folder("speeds", make_key(**what))
@@ -54,7 +59,7 @@ class SpeedNote:
         """The last one; None where nothing was measured."""
         try:
             return Speed(**json.loads(self.folder.read_bytes(SPEED) or b"")["speed"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OSError, UserError):
             return None
 
     def write(self, speed: Speed) -> None:
@@ -63,4 +68,5 @@ class SpeedNote:
             return
         last = self.read()
         if last is None or speed.tokens >= LEAST_SHARE * last.tokens:
-            self.folder.write_json(SPEED, {"speed": asdict(speed), **self.what})
+            with suppress(OSError, UserError):
+                self.folder.write_json(SPEED, {"speed": asdict(speed), **self.what})

@@ -103,13 +103,13 @@ def calibrate(
                 trained = fit(task, steps)
                 scratch.delete()
                 progress.count_tokens(stage, trained["tokens"])
-                if train_s := trained["train_s"]:
-                    workers = config.cluster.train.workers
-                    speed = Speed(trained["tokens"], steps.elapsed(), workers * train_s, workers)
-                    training_speed(config, base, storage).write(speed)
                 adapter = config.calibrate.lora_rank is not None
                 info = {"samples": len(sample_ids), "adapter": adapter, **trained}
                 finished = writer.finish(inputs, info)
+            if train_s := trained["train_s"]:
+                workers = config.cluster.train.workers
+                speed = Speed(trained["tokens"], steps.elapsed(), workers * train_s, workers)
+                training_speed(config, base, storage).write(speed)
         checkpoints.home.delete()  # also those of a run that died when it had just finished
     return calibrated_model(base, finished)
 

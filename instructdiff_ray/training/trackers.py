@@ -40,8 +40,8 @@ def check_trackers(names: Sequence[str]) -> None:
 def tensorboard_files(folder: Folder) -> Iterator[None]:
     """TensorBoard's files of the block go to this folder, if the environment does not say where.
 
-    In an object store they are there when the block ends: TensorBoard's writer appends to its file,
-    which a store can't.
+    In an object store they are there when the block has succeeded: TensorBoard's writer appends to
+    its file, which a store can't.
     """
     if FOLDER_VARIABLE in os.environ:
         yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from instructdiff_ray.errors import UserError
-from instructdiff_ray.pool.splits import choose_files, find_subsets
+from instructdiff_ray.pool.splits import choose_files, choose_split, find_subsets
 
 
 def splits(*names: str, **config: object) -> dict:
@@ -143,3 +143,8 @@ def test_what_the_hub_has_converted_in_part_is_read_when_it_is_asked_for() -> No
         with pytest.raises(UserError, match="only the first gigabytes.*data.split=partial-train"):
             chosen({}, only)
     assert chosen({}, names, split="partial-train") == names[:1]
+
+
+def test_a_subset_without_files_is_refused_in_a_line() -> None:
+    with pytest.raises(UserError, match="org/name holds no file of a format that is read"):
+        choose_split({}, None, "org/name")

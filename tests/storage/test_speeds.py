@@ -30,3 +30,10 @@ def test_what_no_process_computed_in_belongs_to_the_start() -> None:
     speed = Speed(tokens=6000, seconds=40.0, busy_s=60.0, processes=2, starts=2)
     assert speed.tokens_per_second == 100
     assert speed.start_s == pytest.approx((40 - 30) / 2)
+
+
+def test_a_storage_that_fails_costs_the_note_alone(tmp_path: Path) -> None:
+    (tmp_path / "speeds").write_text("no folder")
+    note = SpeedNote(Storage(str(tmp_path)), stage="train")
+    note.write(Speed(1000, 20.0, 30.0, 2))
+    assert note.read() is None
