@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -205,3 +206,33 @@ def test_a_training_says_what_it_waits_for_and_ends_with_the_runs_patience(
     (error,) = [line for line in lines if line.startswith("error: ")]
     assert "nothing was finished for cluster.patience_hours" in error
     assert "Traceback" not in job.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_job_that_was_stopped_goes_on_when_it_is_submitted_again(
+    head: Head, settings: list[str], tmp_path: Path
+) -> None:
+    fresh = [setting for setting in settings if not setting.startswith("storage=")]
+    folders = [f"storage={tmp_path / 'storage'}", f"run_dir={tmp_path}"]
+    job = ["jobs/run.py", *fresh, *folders]
+    submit = [RAY, "job", "submit", "--address", head.jobs, "--submission-id", "to-be-stopped"]
+    command = ["--no-wait", "--working-dir", str(ROOT), "--", sys.executable, *job]
+    started = head.run(*submit, *command)
+    assert started.returncode == 0, started.stdout
+
+    def told() -> dict[str, Any]:
+        file = tmp_path / "progress.json"
+        return json.loads(file.read_text()) if file.exists() else {"stages": []}
+
+    while "calibrate" not in {stage["name"] for stage in told()["stages"]}:
+        time.sleep(0.2)
+    stopped = head.run(RAY, "job", "stop", "--address", head.jobs, "to-be-stopped")
+    assert "was stopped" in stopped.stdout
+    assert told()["state"] == "failed" and not (tmp_path / "summary.json").exists()
+    again = head.submit(*job)
+    assert again.returncode == 0, again.stdout
+    check_selection(tmp_path)
+    assert told()["state"] == "finished"
+    # What the first had finished was not made again.
+    assert "ingest" not in json.loads((tmp_path / "summary.json").read_text())["seconds"]
