@@ -160,6 +160,7 @@ def test_a_user_error_ends_a_training_unless_another_worker_may_be_the_cause() -
         callback.after_exception(None, {0: RuntimeError("lost"), 1: UserError("no such model")})
 
 
+@pytest.mark.slow
 def test_a_training_that_the_device_will_not_hold_is_refused_once_and_in_one_line(
     task: TrainTask, ray_session: None
 ) -> None:
