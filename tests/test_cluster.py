@@ -100,6 +100,12 @@ def test_only_who_has_the_token_may_submit(cluster: dict[str, Any]) -> None:
 
 
 PROCESSES = {"CPU": 4, "object_store_memory": 200_000_000}
+TRAINING_ON_PROCESSORS = (
+    "cluster=large",
+    "cluster.precision=fp32",
+    "cluster.train.workers=1",
+    "cluster.train.gpus_per_worker=0",
+)
 MACHINES = """
 import json, ray
 ray.init(log_to_driver=False, logging_level="error")
@@ -171,10 +177,7 @@ def test_each_stage_starts_the_machines_that_it_needs_and_no_others(
     gate = Gate(tmp_path / "gate")
     write_pool(str(tmp_path / "pool.jsonl"), seed=5, size=120)
     settings = [
-        "cluster=large",
-        "cluster.precision=fp32",
-        "cluster.train.workers=1",
-        "cluster.train.gpus_per_worker=0",
+        *TRAINING_ON_PROCESSORS,
         "cluster.score.gpus_per_actor=1",
         "cluster.score.models_per_actor=2",
         "cluster.score.max_actors=1",
@@ -240,10 +243,7 @@ def test_a_cluster_without_labels_adds_its_only_kind_of_machine_and_finishes(
     }
     write_pool(str(tmp_path / "pool.jsonl"), seed=5, size=120)
     settings = [
-        "cluster=large",
-        "cluster.precision=fp32",
-        "cluster.train.workers=1",
-        "cluster.train.gpus_per_worker=0",
+        *TRAINING_ON_PROCESSORS,
         "cluster.score.gpus_per_actor=0",
         f"data.path={tmp_path / 'pool.jsonl'}",
         f"model.base={model_folder}",

@@ -273,12 +273,9 @@ def row_groups(file: SourceFile) -> list[tuple[FileRange, int]]:
     except (OSError, pa.ArrowException) as error:
         _check_damaged(file, error)
         return []
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    begins = [_begin(group) for group in groups if group.num_columns]
-    return [
-        (FileRange(file, begin, begin + 1), group.num_rows)
-        for begin, group in zip(begins, groups, strict=True)
-    ]
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    with_columns = [(_begin(group), group.num_rows) for group in groups if group.num_columns]
+    return [(FileRange(file, begin, begin + 1), rows) for begin, rows in with_columns]
 
 
 def _read_arrow(source: FileRange) -> Iterator[RawRow]:

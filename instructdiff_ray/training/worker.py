@@ -107,20 +107,23 @@ def train(task: TrainTask, mailbox: Any) -> None:
         # Every worker takes part, for a sharded model is gathered; rank 0 writes.
         trainer.save_model(folder)
         if trainer.is_world_process_zero():
-            task.encoding.encoder().tokenizer.save_pretrained(folder)
-            if task.calibrate.lora_rank:
-                model.config.save_pretrained(folder)  # a whole model's is there
-            os.remove(os.path.join(folder, "training_args.bin"))  # a pickle that nothing reads
-            weights = folder_identity(folder)
             notes = {
-                "weights": weights,
                 "batches": collator.__name__,
                 "tokens": task.calibrate.epochs * examples.tokens,
                 # Of all epochs; a training that went on from a checkpoint doesn't know.
                 "train_s": None if checkpoint else trained.metrics["train_runtime"],
             }
-            task.scratch.write_json(TRAINED, notes)
-            task.target.upload(folder)
+            _finish(task, model, folder, notes)
+
+
+def _finish(task: TrainTask, model: PreTrainedModel, folder: str, notes: dict[str, Any]) -> None:
+    """Complete the saved model's folder and upload it. notes: for whoever waits for it."""
+    task.encoding.encoder().tokenizer.save_pretrained(folder)
+    if task.calibrate.lora_rank:
+        model.config.save_pretrained(folder)  # a whole model's is there
+    os.remove(os.path.join(folder, "training_args.bin"))  # a pickle that nothing reads
+    task.scratch.write_json(TRAINED, {"weights": folder_identity(folder), **notes})
+    task.target.upload(folder)
 
 
 def base_model(task: TrainTask, sharded: bool) -> PreTrainedModel:
