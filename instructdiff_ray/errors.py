@@ -39,8 +39,9 @@ LIMITS = {
 class UserError(Exception):
     """A mistake in what the user gave: a path, a value, a model, a pool.
 
-    Its message is one plain line that says what is wrong and what to do; `jobs/` prints it without
-    a traceback and exits with status 1. Everything else that is raised is a bug and stays one.
+    Its message is one plain line that says what is wrong and what to do; a command prints it
+    without a traceback and exits with status 1. Everything else that is raised is a bug and stays
+    one.
     """
 
 

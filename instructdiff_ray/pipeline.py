@@ -112,7 +112,7 @@ def ingest_pool(context: RunContext, build: bool = True) -> Pool:
     config, files, base = context.config, context.files, context.base
     if not build:
         artifact, _ = pool_artifact(config, files, base, context.storage)
-        return open_pool(artifact.require("the pool", "run jobs/ingest.py first"))
+        return open_pool(artifact.require("the pool", "run `instructdiff ingest` first"))
     pool = ingest(config, files, base, context.storage, context.progress)
     check_rejects(pool, config.data.max_reject_ratio)
     if unknown := config.domains.keys() - (pool.domains() if config.domains else {}):
@@ -199,7 +199,7 @@ def _calibrate(
         return calibrate(config, pool, base, sample_ids, storage, context.progress)
     artifact, _ = model_artifact(config, base, sample_ids, storage)
     return calibrated_model(
-        base, artifact.require("the calibrated model", "run jobs/calibrate.py first")
+        base, artifact.require("the calibrated model", "run `instructdiff calibrate` first")
     )
 
 

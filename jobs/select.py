@@ -1,25 +1,6 @@
-"""The selection, alone, on a finished pool.
+"""The selection, alone, from finished scores."""
 
-InstructDiff's, of round `rounds`, from finished scores: no model runs. A baseline computes what it
-lacks of the scores that it needs.
-"""
-
-from typing import Any
-
-from _launch import launch
-
-from instructdiff_ray.context import RunContext
-from instructdiff_ray.pipeline import ingest_pool, last_round
-from instructdiff_ray.results.console import show_result
-from instructdiff_ray.results.outputs import write_round
-
-
-def main(context: RunContext) -> dict[str, Any]:
-    pool = ingest_pool(context, build=False)
-    summary = write_round(context, last_round(context, pool, build=False), build=False)
-    show_result(context, summary)
-    return summary
-
+from _command import run_command
 
 if __name__ == "__main__":
-    launch(main)
+    run_command("select")

@@ -1,34 +1,6 @@
-"""How a run stands: `python jobs/status.py RUN_DIR`, from any machine that can read its folder.
+"""How a run stands."""
 
-Prints its stages, speed, expected end and when it was last heard of. Exit status 0 if it runs or
-has finished; 1 if it failed, was not heard of for long, or is none.
-"""
-
-from __future__ import annotations
-
-import argparse
-import os
-import sys
-from datetime import datetime, timezone
-
-sys.path[0] = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-
-from instructdiff_ray.errors import UserError
-from instructdiff_ray.results.status import FINISHED, RUNNING, run_status
-from instructdiff_ray.storage.filesystem import Folder, absolute
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python jobs/status.py", description=__doc__)
-    parser.add_argument("run_dir", help="a run's folder or URI")
-    given = parser.parse_args()
-    try:
-        status = run_status(Folder(absolute(given.run_dir)), datetime.now(timezone.utc))
-    except (UserError, OSError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
-    print("\n".join(status.lines))
-    sys.exit(0 if status.state in (RUNNING, FINISHED) else 1)
-
+from _command import run_command
 
 if __name__ == "__main__":
-    main()
+    run_command("status")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import runpy
 import subprocess
@@ -11,10 +10,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from instructdiff_ray.commands.settings import compose_settings, typed_config
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.demo.pool import write_pool
 from instructdiff_ray.models.model import Model
@@ -29,7 +27,7 @@ def run_job(
     """What `python jobs/<job>.py <arguments>` does, in this process; exit status and output."""
     patch.setattr(sys, "argv", [str(ROOT / "jobs" / job), *arguments])
     patch.setattr(sys, "path", [str(ROOT / "jobs"), *sys.path])
-    sys.modules.pop("_launch", None)
+    sys.modules.pop("_command", None)
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(ROOT / "jobs" / f"{job}.py"), run_name="__main__")
     out, err = capfd.readouterr()
@@ -166,7 +164,7 @@ def test_stages_run_alone_and_a_sweep_scores_once(
     for job, first in (("calibrate", "ingest"), ("score", "calibrate"), ("select", "score")):
         status, _, err = run(job)
         assert (status, err.count("\n")) == (1, 1)
-        assert f"run jobs/{first}.py first" in err
+        assert f"run `instructdiff {first}` first" in err
         assert run(first)[0] == 0
         if first == "ingest":
             assert "in storage  the pool\n" in plan()
@@ -202,14 +200,7 @@ def test_stages_run_alone_and_a_sweep_scores_once(
 
 
 def composed(name: str, *overrides: str) -> Config:
-    importlib.import_module("hydra.core.config_store").ConfigStore.instance().store(
-        name="schema", node=Config
-    )
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        settings = compose(name, list(overrides))
-    config = OmegaConf.to_object(settings)
-    assert isinstance(config, Config)
-    return config
+    return typed_config(compose_settings(overrides, config_name=name))
 
 
 @pytest.mark.parametrize(
@@ -248,7 +239,7 @@ def test_help_is_given_without_starting_anything() -> None:
         text=True,
     )
     assert done.returncode == 0
-    assert "domain: code, demo, general, math, medical" in done.stdout
+    assert "instructdiff run [SETTING=VALUE" in done.stdout
 
 
 @pytest.mark.slow

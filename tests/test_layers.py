@@ -33,6 +33,9 @@ ROOMS = [
     "results",
     "evaluation",
     "demo",
+    "commands",
+    "api",
+    "__main__",
 ]
 MODULES = {
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path
@@ -68,7 +71,7 @@ def test_no_import_goes_in_a_circle() -> None:
 
 
 def test_packages_import_nothing_of_their_own_so_that_workers_stay_light() -> None:
-    inits = sorted(PACKAGE.rglob("__init__.py"))
+    inits = sorted({*PACKAGE.rglob("__init__.py")} - {PACKAGE / "__init__.py"})
     assert {path.parent.name for path in inits} >= {"engine", "scoring", "selection"}
     for path in inits:
         body = ast.parse(path.read_text()).body

@@ -56,8 +56,8 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What jobs/run.py leaves: its context, the last summary, and what it printed; and what
-    jobs/plan.py had said of it before."""
+    """What `instructdiff run` leaves: its context, the last summary, and what it printed; and what
+    `instructdiff plan` had said of it before."""
 
     context: RunContext
     summary: dict[str, Any]
@@ -78,7 +78,7 @@ def context_of(config: Config) -> RunContext:
 
 
 def run_method(config: Config) -> FinishedRun:
-    """What jobs/run.py does."""
+    """What `instructdiff run` does."""
     output = io.StringIO()
     context = prepare(config, Progress(output))
     plan = plan_run(context)
@@ -461,7 +461,7 @@ def test_a_stage_without_its_inputs_says_which_job_makes_them(
     config: Config, tmp_path: Path, model_folder: str
 ) -> None:
     fresh = context_of(replace(config, storage=str(tmp_path)))
-    with pytest.raises(UserError, match=r"run jobs/ingest\.py first"):
+    with pytest.raises(UserError, match=r"run `instructdiff ingest` first"):
         ingest_pool(fresh, build=False)
 
 

@@ -13,7 +13,8 @@ from instructdiff_ray.errors import require
 class TrainResources:
     """Ray Train workers.
 
-    workers: processes, each with `gpus_per_worker` GPUs (0 trains on CPU).
+    workers: processes that train.
+    gpus_per_worker: 1, or 0 to train on CPUs.
     tokens_per_device: tokens in one forward and backward pass; the accumulation steps follow.
     fsdp: shard model and optimizer over the workers; None does when they don't fit one device.
     checkpoint_minutes: time between two checkpoints, and so what a crash may cost; 0: after every
@@ -53,6 +54,7 @@ class TrainResources:
 class ScoreResources:
     """Ray Data scoring actors: as many as the cluster holds between the two bounds.
 
+    min_actors, max_actors: between which their number is.
     gpus_per_actor: a fraction lets actors share a GPU, several split each model's layers over
         them; 0 scores on CPU. None: as few as hold one model, and `max_actors` bounds the GPUs of
         all actors.
@@ -99,9 +101,10 @@ class ScoreResources:
 class ClusterConfig:
     """Where the work runs.
 
+    name: under which speeds are noted for plans.
     address: a running Ray cluster; None joins RAY_ADDRESS, or starts Ray on this machine.
     precision: fp32 | bf16, of the models' matrix products; softmax and entropy are always fp32.
-        `auto` is what `precision.py` makes of it, and in no RunContext.
+        `auto` takes bf16 where the hardware multiplies it faster.
     patience_hours: after which a run ends that finishes nothing: it waits for machines, say.
     """
 

@@ -16,8 +16,9 @@ class DataConfig:
         dataset of the Hugging Face Hub: org/name, or hf://datasets/org/name[@revision], with a
         file, folder or glob behind it where not all is meant. For files that are a domain each, a
         mapping: domain → its path or paths.
-    subset, split: of datasets of the Hub, and split of folders of `datasets.save_to_disk`, as
-        `datasets.load_dataset` has them; None: the only or default subset, the split `train`.
+    subset: of datasets of the Hub, as `datasets.load_dataset` has them; None: the only or default
+        one.
+    split: the same, and of folders of `datasets.save_to_disk`; None: `train`.
     limit: rows read at most, in file order; None reads all.
     format: json | jsonl | parquet | csv | arrow; None goes by the file's name.
     columns: the user's names for `instruction`, `input`, `response`, `messages`; None recognises
@@ -84,7 +85,7 @@ class DataConfig:
 class ModelConfig:
     """The model that is to be trained on the selection.
 
-    base: a Hugging Face folder (local or URI) or a hub name; None in the demo, which makes its own.
+    base: a Hugging Face folder (local or URI) or a hub name; `demo`: the demo's own.
     revision: branch, tag or commit of a hub model.
     trust_remote_code: run Python code that comes with the model.
     """
@@ -98,6 +99,7 @@ class ModelConfig:
 class TemplateConfig:
     """How a sample becomes text; training and scoring see the same.
 
+    name: of this template, for people.
     prompt: what stands before the response, with `{instruction}`; used without an input.
     prompt_with_input: the same with `{instruction}` and `{input}`.
     response_prompt: what stands before a response that is scored without its prompt.

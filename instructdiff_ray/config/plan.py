@@ -9,7 +9,7 @@ from instructdiff_ray.errors import require
 
 @dataclass
 class PlanConfig:
-    """What jobs/plan.py can't know by itself.
+    """What `instructdiff plan` can't know by itself.
 
     tokens_per_second: that one scorer reaches, counted once for each model; None: as scoring was
         last measured in this storage.

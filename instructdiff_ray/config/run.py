@@ -1,4 +1,4 @@
-"""The configuration, typed and checked. Hydra fills it in `jobs/`; the library knows only this."""
+"""The configuration, typed and checked. Hydra fills it in `commands/`; all else knows only this."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ class Config:
 
     domain: name of the domain whose hyper-parameters are in force; labels rows without their own.
     domains: by name, what a domain of a mixed pool has of its own: `calibrate` and `select`, each
-        with some settings of CalibrateConfig or SelectConfig.
-    strategy: what ranks the pool: `instructdiff`, or a baseline of selection/strategies.py.
-    rounds: K of Algorithm 1.
+        with some of their settings: +domains.math.select.ratio=0.2.
+    strategy: what ranks the pool: `instructdiff`, or a baseline (docs/strategies.md).
+    rounds: K of Algorithm 1; each calibrates on the selection of the round before.
     storage: root of all artifacts, shared by runs; local path or URI.
     run_dir: where this run's outputs go; None makes `storage/runs/<time>`.
+    seed: of the warm-up subset, and of training.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -74,7 +75,7 @@ class Config:
             self._check_domain(name, settings)
 
     def arms(self) -> list[str]:
-        """What jobs/evaluate.py compares: strategies, and maybe FULL."""
+        """What `instructdiff evaluate` compares: strategies, and maybe FULL."""
         return list(dict.fromkeys(self.evaluate.arms or [self.strategy, RANDOM, FULL]))
 
     def select_of(self, domain: str) -> SelectConfig:

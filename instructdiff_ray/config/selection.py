@@ -21,13 +21,14 @@ class SelectConfig:
     reject_ratio: γ, share of the pool that is cut at each end of ΔNLL; 0 switches the filter off.
     budget: what the ratio is a share of: `samples` (the paper), or response `tokens` (its authors'
         code), where the samples that are first in rank are taken until they hold that many.
-    min_samples, max_samples: of each domain, whatever the ratio says.
+    min_samples: of each domain at least, whatever the ratio says.
+    max_samples: of each domain at most, whatever the ratio says.
     entropy: which end of ΔH, of what the filter leaves: lowest (the method), middle or highest.
     filter: what is cut at both ends: `nll` (ΔNLL, the method) or `ppl` (ΔPPL).
     exclude_warmup: select no sample that the first calibrated model was trained on; a baseline has
         none.
-    guard: samples that are never selected, whatever their ΔH: a name of GUARDS or a list of them;
-        `none` is Algorithm 1 to the letter.
+    guard: samples that are never selected, whatever their ΔH: typical, complete, mismatched, or a
+        list of them; `none` is Algorithm 1 to the letter.
     """
 
     ratio: float = 0.1

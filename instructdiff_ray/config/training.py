@@ -17,9 +17,14 @@ class CalibrateConfig:
     """Fine-tuning that turns the base model into the calibrated one (Table 9 of the paper).
 
     ratio: α, share of the pool in the warm-up subset.
-    max_samples: of a calibration, whatever the ratio says, and whatever the round before selected;
-        drawn at random.
+    max_samples: of a calibration at most, whatever the ratio says, and whatever the round before
+        selected; drawn at random.
+    epochs: passes over the samples.
+    learning_rate: the highest, from which it falls by a cosine.
+    global_batch_size: samples in a step, over all workers.
     max_length: tokens of a sample at most, in training and in scoring.
+    weight_decay: of AdamW.
+    max_grad_norm: at which gradients are clipped.
     lora_rank: None trains all parameters (the paper); else adapters of this rank in all linear
         layers, the head aside, and base and calibrated model share one copy of the base weights.
     per_domain: one calibrated model for each domain of the pool, from its own share of the warm-up
@@ -83,7 +88,7 @@ class CalibrateConfig:
 
 @dataclass
 class FinetuneConfig:
-    """What jobs/finetune.py trains, with the settings of `calibrate`.
+    """What `instructdiff finetune` trains, with the settings of `calibrate`.
 
     model: a Hugging Face folder or hub name; None: model.base. A larger model of the family that
         selected is what the paper calls weak to strong.
@@ -96,7 +101,7 @@ class FinetuneConfig:
 
 @dataclass
 class EvaluateConfig:
-    """How jobs/evaluate.py judges selections.
+    """How `instructdiff evaluate` judges selections.
 
     arms: what is compared: strategies, or `full` for all samples; the first strategy says how much
         the others are trained on. None named: what is configured, `random` and `full`.

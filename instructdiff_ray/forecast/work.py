@@ -93,7 +93,7 @@ class Plan:
 
 
 def plan_run(context: RunContext) -> Plan:
-    """What jobs/run.py would do with this configuration. Runs no model and writes nothing."""
+    """What `instructdiff run` would do with this configuration; runs no model, writes nothing."""
     artifact, _ = pool_artifact(context.config, context.files, context.base, context.storage)
     finished = artifact.finished()
     if finished:

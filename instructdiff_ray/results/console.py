@@ -9,6 +9,7 @@ from typing import Any
 from instructdiff_ray.context import RunContext
 from instructdiff_ray.progress import duration
 from instructdiff_ray.results.labels import LABELS
+from instructdiff_ray.results.status import REPORT
 from instructdiff_ray.selection.stability import (
     CORE_PROBABILITY,
     MOST_REPEATS,
@@ -31,7 +32,7 @@ def result_table(summary: Mapping[str, Any], folder: Folder) -> str:
         blocks.append(_stability(stability))
     if warnings := summary["warnings"]:
         blocks.append("\n".join(f"warning     {warning['message']}" for warning in warnings))
-    names = ("selected.jsonl", "ranking.parquet", "rejects.jsonl", "report/index.html")
+    names = ("selected.jsonl", "ranking.parquet", "rejects.jsonl", REPORT)
     paths = "\n".join(f"  {join(folder.path, name)}" for name in (*names, "summary.json"))
     models = summary.get("calibrated_models") or [summary["calibrated_model"]]
     listed = [p for m in models if m for p in (m.values() if isinstance(m, dict) else [m])]

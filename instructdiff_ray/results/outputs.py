@@ -33,7 +33,7 @@ from instructdiff_ray.results.examples import Shown, choose_examples
 from instructdiff_ray.results.formats import FORMATS_FOLDER, open_formats
 from instructdiff_ray.results.report import render_report
 from instructdiff_ray.results.row_schema import RowSchema
-from instructdiff_ray.results.status import SUMMARY
+from instructdiff_ray.results.status import REPORT, SUMMARY
 from instructdiff_ray.results.summary import summarize
 from instructdiff_ray.sample import Part, Reject
 from instructdiff_ray.selection.ranking import Ranking, selected_id_array
@@ -61,7 +61,7 @@ def write_round(context: RunContext, result: Round, build: bool = True) -> dict[
         examples = shown.examples(ranking.inputs.measures, tokens)
         summary = summarize(context, result, concentrations)
         page = render_report(summary, ranking.table, config_text, examples)
-        folder.write_bytes("report/index.html", page.encode())
+        folder.write_bytes(REPORT, page.encode())
         stage.add(sum(map(len, examples.values())))
         earlier = context.progress.seconds.get("report", 0.0)
         summary["seconds"]["report"] = earlier + stage.elapsed()

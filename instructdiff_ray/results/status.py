@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.progress import StageState, duration
 from instructdiff_ray.storage.filesystem import Folder, join, open_filesystem
 
-PROGRESS, SUMMARY = "progress.json", "summary.json"
+PROGRESS, SUMMARY, REPORT = "progress.json", "summary.json", "report/index.html"
 RUNNING, FINISHED, FAILED, SILENT = "running", "finished", "failed", "silent"
 # Longer than writing to a store that is throttled takes with all its retries.
 SILENT_AFTER_S = 300
@@ -118,4 +118,4 @@ def _read(folder: Folder, name: str) -> dict[str, Any] | None:
 def _modified(folder: Folder, name: str) -> datetime | None:
     fs, path = open_filesystem(join(folder.path, name))
     written: datetime | None = fs.get_file_info(path).mtime
-    return None if written is None else written.astimezone(timezone.utc)
+    return None if written is None else written.astimezone(UTC)

@@ -74,7 +74,7 @@ def summarize(
 
 
 def _cost(context: RunContext, samples: int, scoring_s: float) -> dict[str, Any]:
-    """What the command has cost so far, under the names by which jobs/plan.py foretells it."""
+    """What the command has cost so far, by the names by which `instructdiff plan` foretells it."""
     progress, tokens = context.progress, context.stats.tokens
     trained = progress.tokens.get(CALIBRATE, 0.0)
     training_s = progress.seconds.get(CALIBRATE, 0.0)

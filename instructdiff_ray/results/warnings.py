@@ -194,7 +194,7 @@ def _of_ranks(ranking: Ranking) -> Iterator[RunWarning]:
                 correlation,
                 CORRELATION,
                 f"ΔH has a rank correlation of {correlation:+.2f} with {name}: the method selects"
-                f" by little else; {advice} (jobs/compare.py)",
+                f" by little else; {advice} (instructdiff compare)",
             )
 
 

@@ -81,10 +81,9 @@ def finished_scores(
     config: Config, pool: Pool, specs: Sequence[ScoreSpec], storage: Storage
 ) -> dict[str, ScoreTable]:
     """The same from storage alone; UserError where they were not computed yet."""
+    todo = "run `instructdiff score` first"
     return {
-        store.spec.name: store.table(
-            store.artifact.require(f"the {store.spec.name} scores", "run jobs/score.py first")
-        )
+        store.spec.name: store.table(store.artifact.require(f"the {store.spec.name} scores", todo))
         for store in score_stores(specs, pool, config.cluster.precision, storage)
     }
 

@@ -82,7 +82,7 @@ def check_arms(config: Config) -> None:
 
 
 def arm_strategies(config: Config) -> list[str]:
-    """The strategies among what jobs/evaluate.py compares, in their order."""
+    """The strategies among what `instructdiff evaluate` compares, in their order."""
     return [arm for arm in config.arms() if arm != FULL]
 
 

@@ -389,7 +389,6 @@ def test_bytes_that_are_no_utf8_in_csv_reach_the_parser_of_their_row_alone(tmp_p
 
 
 def test_a_nul_byte_in_csv_costs_no_other_row(tmp_path: Path) -> None:
-    # Python 3.10 refuses the line; later ones give the NUL as text.
     rows = read(tmp_path / "a.csv", b"instruction,output\none,1\na\0b,c\ntwo,2\n")
     assert [row.line for row in rows] == [2, 3, 4]
     assert [row["output"] for row in good(rows[:1] + rows[2:])] == ["1", "2"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import DatasetCard, constants
 
+from instructdiff_ray.commands.cli import main
 from tests.receiving_hub import TOKEN, Hub, serving
 from tests.results.test_card import REJECT
 from tests.runs import make_run
@@ -37,15 +37,12 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 @pytest.fixture
-def push(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Push:
-    """What `python jobs/push.py` does, in this process: exit status and output."""
-    job = Path(__file__).resolve().parents[2] / "jobs/push.py"
+def push(capfd: pytest.CaptureFixture[str]) -> Push:
+    """What `instructdiff push` does, in this process: exit status and output."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [str(job), *map(str, arguments)])
-        monkeypatch.setattr(sys, "path", [str(job.parent), *sys.path])
         try:
-            runpy.run_path(str(job), run_name="__main__")
+            main(["push", *map(str, arguments)])
         except SystemExit as ended:
             print(ended.code, file=sys.stderr)  # as Python does
             return 1, *capfd.readouterr()

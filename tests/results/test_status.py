@@ -1,17 +1,16 @@
-"""What `jobs/status.py` says of a run's folder, as it stands and as time goes by."""
+"""What `instructdiff status` says of a run's folder, as it stands and as time goes by."""
 
 from __future__ import annotations
 
 import json
 import os
-import runpy
-import sys
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from instructdiff_ray.commands.cli import main
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.results.status import (
     FAILED,
@@ -24,7 +23,7 @@ from instructdiff_ray.results.status import (
 from instructdiff_ray.storage.filesystem import Folder
 
 ROOT = Path(__file__).resolve().parents[2]
-BEGAN = datetime(2026, 11, 26, 3, 0, tzinfo=timezone.utc)
+BEGAN = datetime(2026, 11, 26, 3, 0, tzinfo=UTC)
 UPDATED = BEGAN + timedelta(minutes=10)
 SUMMARY = {
     "strategy": "instructdiff",
@@ -136,21 +135,19 @@ def test_what_no_run_has_written_is_refused_in_one_line(tmp_path: Path, content:
         run_status(Folder(str(tmp_path)), UPDATED)
 
 
-def status_job(folder: Path, patch: pytest.MonkeyPatch) -> int | str:
-    """What `python jobs/status.py <folder>` ends with."""
-    patch.setattr(sys, "argv", [str(ROOT / "jobs/status.py"), str(folder)])
-    patch.setattr(sys, "path", [str(ROOT / "jobs"), *sys.path])
+def status_of(folder: Path) -> int | str | None:
+    """What `instructdiff status <folder>` ends with."""
     with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(ROOT / "jobs/status.py"), run_name="__main__")
+        main(["status", str(folder)])
     return ended.value.code
 
 
-def test_the_job_tells_people_by_lines_and_scripts_by_its_exit_status(
-    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_the_command_tells_people_by_lines_and_scripts_by_its_exit_status(
+    run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert status_job(run, monkeypatch) == 1
+    assert status_of(run) == 1
     assert capsys.readouterr().out.startswith("silent: ")
-    change(run, updated=datetime.now(timezone.utc).isoformat())
-    assert status_job(run, monkeypatch) == 0
-    line = status_job(run / "nowhere", monkeypatch)
+    change(run, updated=datetime.now(UTC).isoformat())
+    assert status_of(run) == 0
+    line = status_of(run / "nowhere")
     assert isinstance(line, str) and line.startswith("error: ") and "\n" not in line

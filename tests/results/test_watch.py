@@ -6,7 +6,7 @@ import io
 import json
 import time
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ def test_an_object_store_is_written_to_now_and_then_and_at_the_end(
 ) -> None:
     for name, value in s3.environment.items():
         monkeypatch.setenv(name, value)
-    now = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    now = datetime(2026, 1, 1, tzinfo=UTC)
     monkeypatch.setattr(module, "_now", lambda: now)
     context = replace(context, folder=Folder(f"{bucket}/watch"))
     watch, written = Watch(context, "run.py"), []

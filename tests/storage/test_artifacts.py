@@ -187,10 +187,11 @@ def test_many_writers_at_once_leave_one_finished_artifact(artifact: Artifact) ->
 
 
 def test_require_says_what_is_missing_and_how_to_make_it(artifact: Artifact) -> None:
-    with pytest.raises(UserError, match=r"the pool is not in storage.*pool/0123.*jobs/ingest\.py"):
-        artifact.require("the pool", "run jobs/ingest.py first")
+    line = r"the pool is not in storage.*pool/0123.*`instructdiff ingest`"
+    with pytest.raises(UserError, match=line):
+        artifact.require("the pool", "run `instructdiff ingest` first")
     make(artifact)
-    assert artifact.require("the pool", "run jobs/ingest.py first") == artifact.finished()
+    assert artifact.require("the pool", "run `instructdiff ingest` first") == artifact.finished()
 
 
 def test_artifacts_of_other_keys_and_kinds_do_not_mix(tmp_path: Path) -> None:

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from instructdiff_ray.commands import sweep
 from instructdiff_ray.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
 
-
-@pytest.fixture
-def sweep(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.setattr(sys, "path", [str(ROOT / "jobs"), *sys.path])
-    return importlib.import_module("sweep")
-
-
-def test_every_combination_of_the_values_is_a_point(sweep: ModuleType) -> None:
+def test_every_combination_of_the_values_is_a_point() -> None:
     settings = ["select.ratio=0.05,0.1", "data.path=[a,b]", "strategy=ifd,random", "storage=/out"]
     points = sweep.split_points([*settings, "+domains.law.select.ratio=0.3", "run_dir=s3://b/runs"])
     assert [point.folder for point in points] == [f"s3://b/runs/{number}" for number in range(4)]
@@ -47,7 +37,7 @@ def test_every_combination_of_the_values_is_a_point(sweep: ModuleType) -> None:
     ],
 )
 def test_what_is_no_sweep_is_refused_before_a_job_is_submitted(
-    sweep: ModuleType, settings: list[str], line: str
+    settings: list[str], line: str
 ) -> None:
     with pytest.raises(UserError) as refused:
         sweep.split_points(settings)
@@ -65,7 +55,7 @@ class UnansweredServer:
 
 
 def test_a_job_server_that_does_not_answer_is_told_in_a_line(
-    sweep: ModuleType, capsys: pytest.CaptureFixture[str]
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (point,) = sweep.split_points(["storage=/out"])
     jobs = sweep.Sweep(UnansweredServer(), "python", {})
@@ -77,7 +67,7 @@ def test_a_job_server_that_does_not_answer_is_told_in_a_line(
 
 
 def test_what_an_earlier_sweep_has_left_is_not_the_outcome_of_a_failed_point(
-    sweep: ModuleType, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
     (point,) = sweep.split_points([f"storage={tmp_path}", f"run_dir={tmp_path}"])
     Path(point.folder).mkdir()
