@@ -35,7 +35,8 @@ class Selection:
     def selected(self) -> ray.data.Dataset:
         """The selected rows, as they came."""
         filesystem, path = open_filesystem(join(self.folder, "selected.jsonl"))
-        return ray.data.read_text(path, filesystem=filesystem).map(_row)
+        lines = ray.data.read_text(path, filesystem=filesystem, override_num_blocks=1)
+        return lines.map(_row)
 
     @property
     def ranking(self) -> ray.data.Dataset:
