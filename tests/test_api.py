@@ -42,9 +42,9 @@ def test_a_file_and_the_same_rows_as_a_dataset_give_the_same_selection(
     assert result.summary == json.loads((tmp_path / "run/summary.json").read_text())
     lines = (tmp_path / "run/selected.jsonl").read_text().splitlines()
     taken = result.selected.take_all()
-    assert [
-        {name: value for name, value in row.items() if value is not None} for row in taken
-    ] == [json.loads(line) for line in lines]
+    assert [{name: value for name, value in row.items() if value is not None} for row in taken] == [
+        json.loads(line) for line in lines
+    ]
     assert result.ranking.count() == result.summary["counts"]["pool"]
     assert Path(result.report).read_text().startswith("<!DOCTYPE html>")
 
