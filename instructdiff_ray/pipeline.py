@@ -16,7 +16,7 @@ import pyarrow as pa
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.context import RunContext
 from instructdiff_ray.errors import UserError
-from instructdiff_ray.models.model import Model, ModelByDomain
+from instructdiff_ray.models.model import Model, ModelByDomain, models_by_domain
 from instructdiff_ray.pool.dataset import pool_rows
 from instructdiff_ray.pool.ingest import ingest, pool_artifact
 from instructdiff_ray.pool.partition import id_array
@@ -39,7 +39,8 @@ from instructdiff_ray.selection.ranking import (
 from instructdiff_ray.selection.requirements import guards_to_show, required_scores
 from instructdiff_ray.selection.select import SELECTED
 from instructdiff_ray.selection.strategies import BASE, CALIBRATED
-from instructdiff_ray.training.calibrate import calibrate, calibrated_model, model_artifact
+from instructdiff_ray.training.calibrate import calibrate, model_artifact
+from instructdiff_ray.training.known_models import find_calibrated
 
 
 @dataclass(frozen=True)
@@ -195,12 +196,12 @@ def _calibrate(
     context: RunContext, config: Config, pool: Pool, sample_ids: list[str], build: bool
 ) -> Model:
     base, storage = context.base, context.storage
-    if build:
-        return calibrate(config, pool, base, sample_ids, storage, context.progress)
     artifact, _ = model_artifact(config, base, sample_ids, storage)
-    return calibrated_model(
-        base, artifact.require("the calibrated model", "run `instructdiff calibrate` first")
-    )
+    if model := find_calibrated(base, artifact):
+        return model
+    if not build:
+        artifact.require("the calibrated model", "run `instructdiff calibrate` first")
+    return calibrate(config, pool, base, sample_ids, storage, context.progress)
 
 
 def finetune_on(context: RunContext, pool: Pool, sample_ids: list[str]) -> Model:
@@ -231,14 +232,16 @@ def score_pool(
 def score_shown(
     context: RunContext, result: Round, samples: Sequence[ShownSample], build: bool = True
 ) -> dict[str, TokenScores]:
-    """The token scores, by id, of samples that are to be shown; of a baseline's there are none. Of
-    several repeats the first is shown."""
+    """The token scores, by id, of samples that are to be shown; of a baseline's there are none, nor
+    of a model whose weights are not here. Of several repeats the first is shown."""
     if not result.calibrated:
         return {}
     config, pool = context.config, result.ranking.pool
     specs = required_scores(config, context.base, result.calibrated, context.baseline_models)
     both = [spec for spec in specs if spec.name in (BASE, CALIBRATED)]
     stores = score_stores(both, pool, config.cluster.precision, context.storage)
+    if any(model.known_from for model in models_by_domain(result.calibrated[0]).values()):
+        build = False
     return score_tokens(config.cluster, stores, samples, context.storage, context.progress, build)
 
 

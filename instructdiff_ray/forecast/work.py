@@ -33,10 +33,12 @@ from instructdiff_ray.pool.preview import SampledPool, preview_pool
 from instructdiff_ray.pool.sampling import floor_share
 from instructdiff_ray.scoring.placement import MOST_MODELS
 from instructdiff_ray.scoring.plan import count_lacking
+from instructdiff_ray.scoring.stage import check_weights
 from instructdiff_ray.scoring.store import score_stores
 from instructdiff_ray.selection.requirements import required_scores
 from instructdiff_ray.selection.strategies import repeat_scores
-from instructdiff_ray.training.calibrate import calibrated_model, model_artifact
+from instructdiff_ray.training.calibrate import model_artifact
+from instructdiff_ray.training.known_models import find_calibrated
 
 CALIBRATE, SCORE = "calibrate", "score"  # as the stages of a run are called
 # In the place of a model that is not trained yet: under this identity nothing is in storage.
@@ -191,9 +193,8 @@ def _known(context: RunContext, pool: Pool, sample_ids: list[str]) -> dict[str, 
     trainings = {}
     for domain, (config, ids) in calibrations(context, pool, sample_ids).items():
         artifact, _ = model_artifact(config, context.base, ids, context.storage)
-        finished = artifact.finished()
         tokens = config.calibrate.epochs * _tokens_of(pool, ids)
-        model = calibrated_model(context.base, finished) if finished else None
+        model = find_calibrated(context.base, artifact)
         trainings[domain] = _Training(config, len(ids), tokens, model)
     return trainings
 
@@ -265,6 +266,7 @@ def _plan_scoring(
     most_models = config.cluster.score.models_per_actor or MOST_MODELS
     lacked = {store.spec.name: 0.0 for store in missing}
     for targets, lacking in count_lacking(pool, missing, most_models):
+        check_weights(targets, lacking.samples, context.storage)
         names = tuple(target.name for target in targets)
         samples, tokens = scale * lacking.samples, scale * lacking.tokens
         plan.work.append(Work(SCORE, number, names, samples, tokens))

@@ -47,6 +47,8 @@ class Model:
     digest: what `folder_identity` gave when the folder was written; None for one that is not ours.
     adapter: folder of the LoRA adapter that makes this model of the one at `path`; the digest is
         its.
+    known_from: whose scores made it known here, of a model whose weights are elsewhere; `path` is
+        that of the base model, from which it has its configuration.
     """
 
     path: str
@@ -56,14 +58,19 @@ class Model:
     max_length: int | None
     digest: str | None = None
     adapter: str | None = None
+    known_from: str | None = None
 
     @property
     def trained(self) -> str:
-        """Where what was trained is: the model's folder, or its adapter's."""
+        """Where what was trained is: the model's folder, or its adapter's; in words where it is not
+        here."""
+        if self.known_from:
+            return f"not here; its scores are from {self.known_from}"
         return self.adapter or self.path
 
     def check(self) -> None:
         """Raises DamagedFile where a folder of ours is not what was written; it is deleted."""
+        assert self.known_from is None, f"no weights of {self.identity} are here"
         folder = self.trained
         if self.digest is None or folder_identity(local_copy(folder)) == self.digest:
             return

@@ -13,7 +13,9 @@ from instructdiff_ray.models.model import ModelByDomain, models_by_domain
 from instructdiff_ray.pipeline import Round
 from instructdiff_ray.results.composition import Concentration
 from instructdiff_ray.results.warnings import find_warnings
+from instructdiff_ray.scoring.origins import origins_of
 from instructdiff_ray.scoring.spec import ScoreTable
+from instructdiff_ray.scoring.store import score_stores
 from instructdiff_ray.selection.counts import (
     by_domain,
     fate_counts,
@@ -22,6 +24,7 @@ from instructdiff_ray.selection.counts import (
     stability_counts,
     token_counts,
 )
+from instructdiff_ray.selection.requirements import required_scores
 from instructdiff_ray.selection.strategies import repeat_scores
 
 
@@ -41,6 +44,7 @@ def summarize(
     warnings = find_warnings(ranking, counts, guards, concentrations)
     scoring_s = context.progress.seconds.get("score", 0.0) if stats.tokens else 0.0
     paths = [model_paths(repeat) for repeat in result.calibrated]
+    origins = _origins(context, result)
     return {
         "strategy": context.config.strategy,
         "round": result.number,
@@ -51,6 +55,7 @@ def summarize(
         **({"stability": stability_counts(ranking)} if ranking.stability else {}),
         "warnings": [asdict(warning) for warning in warnings],
         "base_model": context.base.path,
+        **({"base_commit": context.base.revision} if context.base.revision else {}),
         "calibrated_model": paths[0] if paths else None,
         **({"calibrated_models": paths} if len(paths) > 1 else {}),
         "scoring": {
@@ -64,6 +69,7 @@ def summarize(
         },
         "seconds": dict(context.progress.seconds),
         "cost": _cost(context, counts["pool"], scoring_s),
+        **({"scores_from": origins} if origins else {}),
         "keys": {
             "pool": ranking.pool.key,
             **_scores_keys(ranking.scores),
@@ -71,6 +77,18 @@ def summarize(
         },
         "domains": by_domain(ranking),
     }
+
+
+def _origins(context: RunContext, result: Round) -> list[dict[str, Any]]:
+    """Which scores were not, or not all, computed in this storage, and where they come from."""
+    config, pool, base = context.config, result.ranking.pool, context.base
+    specs = required_scores(config, base, result.calibrated, context.baseline_models)
+    stores = score_stores(specs, pool, config.cluster.precision, context.storage)
+    return [
+        {"scores": store.spec.name, **asdict(origin)}
+        for store in stores
+        for origin in origins_of(store.shards.values())
+    ]
 
 
 def _cost(context: RunContext, samples: int, scoring_s: float) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -186,11 +186,23 @@ def fold_pieces(folder: Folder, names: Sequence[str], leftovers: Sequence[str] =
     if tables:
         rows = one_row_each(pa.concat_tables(tables))
         count = partition_count(rows.num_rows)
-        snapshot = folder.sub(_new_snapshot())
-        for number, part in enumerate(split_by_partition(rows, count)):
-            snapshot.write_table(partition_file("scores", number), part)
-        _finish(snapshot, rows.num_rows, count, names)
+        write_snapshot(folder, enumerate(split_by_partition(rows, count)), count, names)
     _delete(folder, [*names, *leftovers])
+
+
+def write_snapshot(
+    folder: Folder,
+    parts: Iterable[tuple[int, pa.Table]],
+    partitions: int,
+    folded: Sequence[str] = (),
+) -> None:
+    """Write a snapshot; it counts once all of it is there. parts: numbers of partitions, of so
+    many, and their rows, sorted by id, one of each; folded: what is deleted after this."""
+    snapshot, rows = folder.sub(_new_snapshot()), 0
+    for number, part in parts:
+        snapshot.write_table(partition_file("scores", number), part)
+        rows += part.num_rows
+    _finish(snapshot, rows, partitions, folded)
 
 
 def read_piece(folder: Folder, name: str, columns: list[str] | None = None) -> pa.Table | None:

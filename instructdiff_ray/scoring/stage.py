@@ -17,7 +17,7 @@ import pyarrow as pa
 from instructdiff_ray.config.cluster import ClusterConfig
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.engine.throughput import Throughput
-from instructdiff_ray.errors import LostScores
+from instructdiff_ray.errors import LostScores, require
 from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.model import Model
 from instructdiff_ray.pool.pool import Pool
@@ -39,6 +39,7 @@ from instructdiff_ray.telemetry import (
     SCORED_TOKENS,
     SCORER_SECONDS,
 )
+from instructdiff_ray.training.known_models import weights_wanted
 
 
 def score(
@@ -98,7 +99,7 @@ def _compute(
 ) -> dict[str, FinishedArtifact]:
     """The scores that are missing, by key: passes for what no shard holds, then gathered."""
     with progress.watched():  # a GPU is asked for its memory
-        passes, gpus = _plan(config, pool, stores, progress)
+        passes, gpus = _plan(config, pool, stores, storage, progress)
     rejected: dict[EncoderSpec, Counter[str]] = defaultdict(Counter)
     tokens = sum(scoring_pass.tokens for scoring_pass in passes)
     folds, throughput = BackgroundFolds(), Throughput()
@@ -140,13 +141,26 @@ def scoring_speed(cluster: ClusterConfig, models: Sequence[Model], storage: Stor
     )
 
 
+def check_weights(targets: Targets, samples: int, storage: Storage) -> None:
+    """Raises UserError where samples lack the scores of a model whose weights are not here."""
+    for target in targets:
+        line = weights_wanted(target.name, target.model, samples, storage)
+        require(target.model.known_from is None, line)
+
+
 def _plan(
-    config: Config, pool: Pool, stores: Sequence[ScoreStore], progress: Progress
+    config: Config,
+    pool: Pool,
+    stores: Sequence[ScoreStore],
+    storage: Storage,
+    progress: Progress,
 ) -> tuple[list[ScorePass], float]:
     """The passes, and the GPUs of each actor; no machine is asked for where nothing is to do."""
     passes = plan_passes(pool, stores, MOST_MODELS)
     if not passes:
         return [], 0
+    for scoring_pass in passes:
+        check_weights(scoring_pass.targets, scoring_pass.samples, storage)
     require_gpus(config.cluster, "score")
     models = [target.model for scoring_pass in passes for target in scoring_pass.targets]
     placement = place(config.cluster, models, config.calibrate.max_length)

@@ -50,15 +50,7 @@ def score_stores(
 
 
 def _score_store(spec: ScoreSpec, pool: Pool, precision: str, storage: Storage) -> ScoreStore:
-    scorers = {
-        domain: {
-            "version": VERSION,
-            "model": spec.model_of(domain).identity,
-            "precision": precision,
-            "rendering": spec.encoding.key_inputs(),
-        }
-        for domain in spec.domains()
-    }
+    scorers = scorer_inputs(spec, precision)
     by_name = {str(domain): scorer for domain, scorer in scorers.items()}
     key_inputs = {
         "scorer": scorers.get(None) or by_name,
@@ -70,6 +62,19 @@ def _score_store(spec: ScoreSpec, pool: Pool, precision: str, storage: Storage) 
     }
     artifact = storage.artifact("scores", make_key(**key_inputs))
     return ScoreStore(spec, artifact, key_inputs, shards)
+
+
+def scorer_inputs(spec: ScoreSpec, precision: str) -> dict[str | None, dict[str, Any]]:
+    """What the keys of the shards are made of, by domain (None: all of them)."""
+    return {
+        domain: {
+            "version": VERSION,
+            "model": spec.model_of(domain).identity,
+            "precision": precision,
+            "rendering": spec.encoding.key_inputs(),
+        }
+        for domain in spec.domains()
+    }
 
 
 def gather(

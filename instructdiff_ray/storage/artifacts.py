@@ -15,7 +15,7 @@ import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from instructdiff_ray.errors import UserError
@@ -34,11 +34,15 @@ def make_key(**inputs: Any) -> str:
 
 @dataclass(frozen=True)
 class FinishedArtifact:
-    """A finished artifact: its folder, and what its maker noted in the manifest."""
+    """A finished artifact: its folder, and what its maker noted in the manifest.
+
+    inputs: what the key was made of.
+    """
 
     key: str
     folder: Folder
     info: Mapping[str, Any]
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,13 @@ class Artifact:
             manifest = json.loads(raw)
             folder = self.home.sub(manifest["attempt"])
             files, info = manifest["files"].items(), manifest["info"]
+            inputs = manifest["inputs"]
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
         present = folder.sizes()
         if any(present.get(name) != size for name, size in files):
             return None
-        return FinishedArtifact(self.key, folder, info)
+        return FinishedArtifact(self.key, folder, info, inputs)
 
     @contextmanager
     def lock(self, say: Callable[[str], None]) -> Iterator[FinishedArtifact | None]:
@@ -127,7 +132,7 @@ class ArtifactWriter:
             "info": info,
         }
         home.write_json(MANIFEST, manifest)
-        return FinishedArtifact(self.artifact.key, self.folder, info)
+        return FinishedArtifact(self.artifact.key, self.folder, info, inputs)
 
 
 @dataclass(frozen=True)

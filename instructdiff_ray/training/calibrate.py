@@ -54,14 +54,19 @@ def model_artifact(
 
 def calibrated_model(base: Model, finished: FinishedArtifact) -> Model:
     """The model of a finished artifact."""
-    # The key says what was trained, the weights which training it was: on GPUs no two give the same
-    # to the last bit, and scores of two must not be mixed.
     weights = finished.info["weights"]
-    trained = replace(base, identity=f"{finished.key}/{weights}", digest=weights)
+    identity = calibrated_identity(finished.key, weights)
+    trained = replace(base, identity=identity, digest=weights)
     folder = finished.folder.sub("model").path
     if finished.info["adapter"]:
         return replace(trained, adapter=folder)
     return replace(trained, path=folder, revision=None)
+
+
+def calibrated_identity(key: str, weights: str) -> str:
+    """The key says what was trained, the weights which training it was: on GPUs no two give the
+    same to the last bit, and scores of two must not be mixed."""
+    return f"{key}/{weights}"
 
 
 def calibrate(

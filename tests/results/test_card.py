@@ -102,6 +102,12 @@ def test_a_hub_model_has_its_name_and_commit(tmp_path: Path) -> None:
     assert f"Qwen/Qwen2.5-0.5B at commit {COMMIT}" in (folder / "README.md").read_text()
 
 
+def test_scores_from_elsewhere_are_named(tmp_path: Path) -> None:
+    origin = {"scores": "base", "repository": "me/scores", "commit": "c" * 40, "samples": 1234}
+    text = (make_run(tmp_path, scores_from=[origin]) / "README.md").read_text()
+    assert f"| base scores | of 1,234 samples taken over from me/scores@{'c' * 40} |" in text
+
+
 def test_every_column_that_a_ranking_can_have_is_explained() -> None:
     fields = [*RANKING, VALUE, PROBABILITY, DELTA_ENTROPY_STD]
     measures = [guard.measure for guard in GUARDS.values()]

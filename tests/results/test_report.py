@@ -265,6 +265,20 @@ def test_tokens_are_coloured_and_their_text_is_escaped() -> None:
     assert "colours of single tokens are missing" in report({"math": ranked(50)})[1].text
 
 
+@pytest.mark.parametrize("scores", ["base", "calibrated"])
+def test_scores_from_elsewhere_are_named(scores: str) -> None:
+    domains = {"math": ranked(50)}
+    origin = {"scores": scores, "repository": "me/<scores>", "commit": "c" * 40, "samples": 1234}
+    summary = summary_of(domains) | {"scores_from": [origin]}
+    page = render(summary, ranking_of(domains), "", {"Selected": [example()]})
+    parsed = Page(page)
+    assert_inert(page, parsed)
+    assert "of 1,234 samples, from " in parsed.text
+    assert f"me/<scores>@{'c' * 40}" in parsed.texts
+    explained = "its weights are not here to read these samples" in parsed.text
+    assert explained == (scores == "calibrated")
+
+
 def test_plots_do_not_share_ids_and_every_reference_has_its_target() -> None:
     page, parsed = report({"math": ranked(100), "code": ranked(100)})
     ids = parsed.values("id")

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from instructdiff_ray.scoring.origins import Origin, note_origin, origins_of
 from instructdiff_ray.storage.artifacts import MANIFEST, Artifact, Storage
 from instructdiff_ray.storage.cleanup import delete_leftover, find_leftovers
 from instructdiff_ray.storage.filesystem import Folder
+from instructdiff_ray.training.known_models import Training, note_training, training_of
 
 ROOT = Path(__file__).resolve().parents[2]
 MONTH_S = 30 * 24 * 3600
@@ -82,6 +84,16 @@ def test_a_damaged_manifest_names_nothing(storage: Storage, manifest: bytes) -> 
     artifact.home.write_bytes("manifest.json", manifest)
     age(Path(storage.root))
     assert names(storage) == [attempt]
+
+
+def test_notes_of_what_was_pulled_stay(storage: Storage) -> None:
+    shards, model = storage.folder("pieces", A), storage.artifact("models", A)
+    note_origin(shards, Origin("me/scores", "c" * 40, 5))
+    note_training(model, Training({}, "0" * 16, 3), "me/scores")
+    age(Path(storage.root))
+    assert names(storage) == []
+    assert origins_of([shards]) == [Origin("me/scores", "c" * 40, 5)]
+    assert training_of(model) == Training({}, "0" * 16, 3)
 
 
 def test_folders_of_runs_and_of_users_are_not_looked_at(storage: Storage) -> None:
