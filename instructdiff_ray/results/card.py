@@ -76,7 +76,7 @@ def render_card(
     configs = _loadable(sizes, features, counts["selected"])
     keys = [key for name, key in summary["keys"].items() if "calibrated_model" in name]
     body = (
-        _environment()
+        card_environment(__package__)
         .get_template(CARD_TEMPLATE)
         .render(
             summary=summary,
@@ -84,7 +84,7 @@ def render_card(
             domains=summary["domains"],
             calibrates=STRATEGIES[summary["strategy"]].calibrates,
             settings=_settings(context),
-            base_model=_model_name(context.base),
+            base_model=model_name(context.base),
             calibrated_model=", ".join(f"key {key}" for key in keys),
             fates=FATES,
             configs=configs,
@@ -179,7 +179,7 @@ def _settings(context: RunContext) -> dict[str, Any]:
     return {**shown, "seed": config.seed}
 
 
-def _model_name(model: Model) -> str:
+def model_name(model: Model) -> str:
     """A hub model's name and commit; of a folder the last name, and the hash of what it holds."""
     if model.revision:
         return f"{model.path} at commit {model.revision}"
@@ -198,11 +198,10 @@ def _without_paths(summary: Mapping[str, Any]) -> list[dict[str, str]]:
     return warnings
 
 
-def _environment() -> jinja2.Environment:
+def card_environment(package: str) -> jinja2.Environment:
+    """Renders Markdown from the templates of this package."""
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(
-            lambda name: files("instructdiff_ray.results").joinpath(name).read_text("utf-8")
-        ),
+        loader=jinja2.FunctionLoader(lambda name: files(package).joinpath(name).read_text("utf-8")),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

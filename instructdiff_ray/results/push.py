@@ -69,7 +69,7 @@ def plan_upload(folder: Folder, repository: str, public: bool, rejects: bool) ->
         f"{folder.path} has no {CARD}, it is of an earlier version; give the run's command again,"
         " which runs no model",
     )
-    _check_name(repository)
+    check_name(repository)
     chosen = {
         name: size
         for name, size in sorted(sizes.items())
@@ -83,7 +83,8 @@ def plan_upload(folder: Folder, repository: str, public: bool, rejects: bool) ->
     return Upload(folder, repository, public, rejects, chosen)
 
 
-def _check_name(repository: str) -> None:
+def check_name(repository: str) -> None:
+    """Raises UserError where this can't be the name of a data set."""
     try:
         validate_repo_id(repository)
     except HFValidationError:
@@ -114,31 +115,37 @@ def push(upload: Upload, local: str) -> str:
     local: a folder here that holds the files. UserError for whatever the Hub refuses, and where
     something is in the repository already: what others read is never replaced.
     """
+    summary = json.loads(upload.folder.read_bytes(SUMMARY) or b"{}")
+    files = {
+        name: _card(upload.folder, upload.rejects) if name == CARD else str(Path(local, name))
+        for name in upload.sizes
+    }
+    line = f"Selection of {summary['counts']['selected']:,} samples"
+    return publish(upload.repository, upload.public, files, line)
+
+
+def publish(
+    repository: str, public: bool, files: Mapping[str, bytes | str], commit_message: str
+) -> str:
+    """Make a data set of these files, in one commit; gives its address. files: by name, content or
+    path.
+
+    Raises UserError for whatever the Hub refuses, and where something is in the repository already.
+    """
     api = HfApi()
-    with _in_one_line(upload.repository):
-        address = _make_repository(api, upload)
-        operations = [
-            CommitOperationAdd(
-                name,
-                _card(upload.folder, upload.rejects) if name == CARD else str(Path(local, name)),
-            )
-            for name in upload.sizes
-        ]
-        summary = json.loads(upload.folder.read_bytes(SUMMARY) or b"{}")
+    with _in_one_line(repository):
+        address = _make_repository(api, repository, public)
+        operations = [CommitOperationAdd(name, content) for name, content in files.items()]
         api.create_commit(
-            upload.repository,
-            operations,
-            commit_message=f"Selection of {summary['counts']['selected']:,} samples",
-            repo_type="dataset",
+            repository, operations, commit_message=commit_message, repo_type="dataset"
         )
     return address
 
 
-def _make_repository(api: HfApi, upload: Upload) -> str:
+def _make_repository(api: HfApi, name: str, public: bool) -> str:
     """The address of a new repository, or of one that a push which failed has left empty."""
-    name = upload.repository
     try:
-        return str(api.create_repo(name, private=not upload.public, repo_type="dataset"))
+        return str(api.create_repo(name, private=not public, repo_type="dataset"))
     except HfHubHTTPError as error:
         if error.response.status_code != 409:
             raise
@@ -146,7 +153,7 @@ def _make_repository(api: HfApi, upload: Upload) -> str:
     held = {sibling.rfilename for sibling in info.siblings or []} - EMPTY
     require(not held, f"{name} exists and holds data, which is not replaced; take another name")
     require(
-        info.private is not upload.public,
+        info.private is not public,
         f"{name} exists and is {'private' if info.private else 'public'}, which is not what you"
         " ask for; take another name, or change it on the Hub",
     )
