@@ -31,6 +31,7 @@ ROOMS = [
     "pipeline",
     "forecast",
     "results",
+    "sharing",
     "evaluation",
     "demo",
     "commands",

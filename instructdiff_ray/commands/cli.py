@@ -18,7 +18,7 @@ COMMANDS = {
     "The method, whole and by stages": ("run", "ingest", "calibrate", "score", "select"),
     "Before and while it runs": ("plan", "sweep", "status"),
     "What a selection is worth": ("compare", "finetune", "evaluate"),
-    "Results and storage": ("push", "clean"),
+    "Results and storage": ("push", "scores", "clean"),
 }
 NAMES = [name for names in COMMANDS.values() for name in names]
 # Those that take the settings of conf/, in Hydra's words; the others have a few arguments.

@@ -1,0 +1,121 @@
+"""`scores.json` is read as it was written, and refused where it does not agree with itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from instructdiff_ray.errors import UserError
+from instructdiff_ray.sharing.publication import (
+    Publication,
+    PublishedFile,
+    PublishedScores,
+    read_publication,
+    scores_file,
+)
+from instructdiff_ray.storage.artifacts import make_key
+from instructdiff_ray.training.known_models import Training
+
+WEIGHTS = "0123456789abcdef"
+TEMPLATE = {"name": "alpaca", "prompt": "{instruction}", "prompt_with_input": "", "chat": False}
+RENDERING = {"tokenizer": "b" * 16, "template": TEMPLATE, "max_length": 512, "truncate": False}
+INPUTS = {
+    "version": 2,
+    "base": "b" * 16,
+    "rendering": RENDERING,
+    "samples": "c" * 16,
+    "hyper_parameters": {"learning_rate": 2e-05, "epochs": 3},
+    "precision": "bf16",
+    "seed": 0,
+}
+
+
+def scores_of(name: str, model: str, number: int = 1) -> PublishedScores:
+    rendering = {**RENDERING, "form": "whole", "wording": 0}
+    scorer = {"version": 2, "model": model, "precision": "bf16", "rendering": rendering}
+    key = make_key(**scorer)
+    files = [PublishedFile(scores_file(key, n), n, 5, 100, "a" * 64) for n in range(2)]
+    return PublishedScores(name, number, None, key, scorer, ["nll", "entropy"], 10, 2, files)
+
+
+def publication(path: Any = "hf://datasets/openai/gsm8k@abc", **settings: Any) -> Publication:
+    key = make_key(**INPUTS)
+    chosen = {
+        "strategy": "instructdiff",
+        "rounds": 1,
+        "seed": 0,
+        "domain": "math",
+        "domains": {},
+        "calibrate": {"ratio": 0.1, "learning_rate": 2e-05, "lora_rank": None},
+        "select": {"ratio": 0.1, "guard": ["typical", "complete"]},
+    }
+    return Publication(
+        {"name": "Qwen/Qwen2.5-7B", "commit": "d" * 40, "identity": "b" * 16},
+        {"samples": 10, "digest": "e" * 16, "path": path, "subset": "main", "split": None,
+         "limit": None},
+        {**chosen, **settings},
+        [scores_of("base", "b" * 16), scores_of("calibrated", f"{key}/{WEIGHTS}")],
+        {key: Training(INPUTS, WEIGHTS, 3)},
+    )  # fmt: skip
+
+
+def test_what_is_written_is_read() -> None:
+    assert read_publication(publication().to_json()) == publication()
+
+
+Change = Callable[[dict[str, Any]], Any]
+CHANGES: dict[str, tuple[Change, str]] = {
+    "another format": (lambda p: p.update(format=2), "has format 2, and this version reads 1"),
+    "no format": (lambda p: p.pop("format"), "is not what `scores push` writes"),
+    "no models": (lambda p: p.pop("models"), "is not what `scores push` writes"),
+    "unknown": (lambda p: p.update(more=1), "is not what `scores push` writes"),
+    "list": (lambda p: p.update(models=[]), "is not what `scores push` writes"),
+    "no pool": (lambda p: p.update(pool={}), "is not what `scores push` writes"),
+    "pool": (lambda p: p["pool"].update(samples="many"), "does not say what pool"),
+    "base model": (lambda p: p["base_model"].update(name=["x"]), "what pool and base model"),
+    "undescribed": (lambda p: p.update(models={}), "the model of the calibrated scores is not"),
+    "precision": (lambda p: p["scores"][0]["scorer"].update(precision="fp32"), "is not the key of"),
+    "recipe": (
+        lambda p: next(iter(p["models"].values()))["inputs"].update(seed=1),
+        "is not the key of what it is said to be made of",
+    ),
+    "weights": (
+        lambda p: next(iter(p["models"].values())).update(weights="../../etc"),
+        "has no hash of its weights",
+    ),
+    "other weights": (
+        lambda p: next(iter(p["models"].values())).update(weights="f" * 16),
+        "the model of the calibrated scores is not described",
+    ),
+    "samples": (lambda p: p["scores"][0].update(samples=9), "are not as they should be"),
+    "file name": (
+        lambda p: p["scores"][0]["files"][0].update(name="../x.parquet"),
+        "are not as they should be",
+    ),
+    "same file twice": (
+        lambda p: p["scores"][0]["files"][0].update(partition=1),
+        "are not as they should be",
+    ),
+    "digest": (lambda p: p["scores"][0]["files"][0].update(sha256="a"), "no valid size or digest"),
+    "size": (lambda p: p["scores"][0]["files"][0].update(size=-1), "no valid size or digest"),
+    "partitions": (lambda p: p["scores"][0].update(partitions=3), "3 is no number of partitions"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_does_not_agree_with_itself_is_refused_in_one_line(name: str) -> None:
+    value = json.loads(publication().to_json())
+    change, line = CHANGES[name]
+    change(value)
+    with pytest.raises(UserError, match=line) as refused:
+        read_publication(json.dumps(value).encode())
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b"1", b"{", b"\xff", b"[" * 100_000])
+def test_what_is_no_manifest_is_refused_in_one_line(data: bytes) -> None:
+    with pytest.raises(UserError, match="is not what `scores push` writes"):
+        read_publication(data)

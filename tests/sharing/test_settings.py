@@ -1,0 +1,113 @@
+"""A difference of keys is told in the words of the command line."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict, replace
+from typing import Any
+
+import pytest
+from huggingface_hub import DatasetCard
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from instructdiff_ray.config.run import Config
+from instructdiff_ray.config.selection import SelectConfig
+from instructdiff_ray.config.training import CalibrateConfig
+from instructdiff_ray.sharing.card import render_card, settings_line
+from instructdiff_ray.sharing.settings import (
+    draw_differences,
+    input_differences,
+    listed,
+    run_settings,
+    selection_differences,
+    shown,
+)
+from tests.sharing.test_publication import INPUTS, RENDERING, TEMPLATE, publication
+
+MODELS = ("Qwen/Qwen2.5-7B at commit abc", "tiny (a local folder; content 12)")
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """INPUTS with another value at this path."""
+
+    def put(where: dict[str, Any], names: list[str]) -> dict[str, Any]:
+        first, *rest = names
+        return {**where, first: put(where[first], rest) if rest else value}
+
+    return put(INPUTS, path.split("."))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "line"),
+    [
+        ("base", "x", f"model.base is {MODELS[0]} there and {MODELS[1]} here"),
+        ("rendering.tokenizer", "x", f"model.base is {MODELS[0]} there and {MODELS[1]} here"),
+        ("rendering.max_length", 99, "calibrate.max_length is 512 there and 99 here"),
+        ("rendering.truncate", True, "data.over_long is reject there and truncate here"),
+        ("rendering.template.prompt", "x", "template.prompt is {instruction} there and x here"),
+        (
+            "rendering.template",
+            {**TEMPLATE, "name": "chat", "chat": True},
+            "template is alpaca there and chat here",
+        ),
+        ("hyper_parameters.epochs", 1, "calibrate.epochs is 3 there and 1 here"),
+        ("hyper_parameters.lora_rank", 8, "calibrate.lora_rank is nothing there and 8 here"),
+        ("precision", "fp32", "cluster.precision is bf16 there and fp32 here"),
+        ("version", 3, "the version of scoring or training is 2 there and 3 here"),
+    ],
+)
+def test_what_differs_is_named_with_both_values(path: str, value: Any, line: str) -> None:
+    found = input_differences(INPUTS, changed(path, value), MODELS, "model.base")
+    assert listed(found) == line
+
+
+def test_what_a_stranger_wrote_is_a_short_line_without_control_characters() -> None:
+    assert shown("\x1b[2J\nerror: none") == "\\x1b[2J\\nerror: none"
+    assert shown("a" * 99) == f"{'a' * 60}…" and shown(None) == "nothing"
+
+
+def test_a_model_that_differs_is_said_once() -> None:
+    here = {**INPUTS, "base": "x", "rendering": {**RENDERING, "tokenizer": "x"}}
+    assert len(input_differences(INPUTS, here, MODELS, "model.base")) == 1
+    assert input_differences(INPUTS, INPUTS, MODELS, "model.base") == []
+
+
+def test_what_draws_and_selects_other_samples_is_named() -> None:
+    config = Config(domains={"law": {"calibrate": {"ratio": 0.3}, "select": {"ratio": 0.2}}})
+    there = run_settings(asdict(config))
+    assert not draw_differences(there, config) and not selection_differences(there, config)
+    here = replace(
+        config,
+        seed=3,
+        calibrate=CalibrateConfig(ratio=0.2, epochs=9),
+        select=SelectConfig(ratio=0.3, guard="none"),
+        domains={"law": {"calibrate": {"ratio": 0.4}, "select": {"ratio": 0.2}}},
+    )
+    assert listed(draw_differences(there, here)) == (
+        "seed is 0 there and 3 here; domains.law.calibrate.ratio is 0.3 there and 0.4 here;"
+        " calibrate.ratio is 0.1 there and 0.2 here"
+    )
+    names = [difference.setting for difference in selection_differences(there, here)]
+    assert names == ["domains.law.calibrate.ratio", "select.ratio", "select.guard"]
+
+
+def test_the_card_has_the_command_in_words_that_hydra_reads() -> None:
+    settings = shlex.split(" ".join(settings_line(publication())))
+    read = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(settings)}
+    assert read["data.path"] == "hf://datasets/openai/gsm8k@abc" and read["data.subset"] == "main"
+    assert read["model.base"] == "Qwen/Qwen2.5-7B" and read["model.revision"] == "d" * 40
+    assert read["calibrate.learning_rate"] == 2e-05 and read["cluster.precision"] == "bf16"
+    assert read["select.guard"] == ["typical", "complete"]
+
+
+def test_the_card_names_each_folder_and_no_path_of_a_machine() -> None:
+    shared = publication()
+    card = DatasetCard(render_card(shared, "me/scores"))
+    files = {config["config_name"]: config["data_files"] for config in card.data.configs}
+    assert files == {each.name: f"scores/{each.key}/*.parquet" for each in shared.scores}
+    assert "Qwen/Qwen2.5-7B at commit" in card.text and "calibrated from it on 3" in card.text
+    local = replace(
+        publication(path=None), base_model={"name": "tiny", "commit": None, "identity": "b" * 16}
+    )
+    text = DatasetCard(render_card(local, "me/scores")).text
+    assert "data.path=…" in text and "model.base=…" in text and "your own copy" in text
