@@ -29,7 +29,14 @@ from instructdiff_ray.scoring.stage import finished_scores, score
 from instructdiff_ray.scoring.store import score_stores
 from instructdiff_ray.scoring.token_scores import ShownSample, TokenScores, score_tokens
 from instructdiff_ray.selection.batches import RankingInputs
+from instructdiff_ray.selection.budgets import Budget
 from instructdiff_ray.selection.certificate import rank_by_mean
+from instructdiff_ray.selection.mixture import (
+    budgets_of,
+    check_mixture,
+    mixture_notes,
+    pool_sizes,
+)
 from instructdiff_ray.selection.ranking import (
     Ranking,
     order_within_budgets,
@@ -109,7 +116,18 @@ def selected_samples(context: RunContext, pool: Pool, ranking: Ranking) -> list[
 
 
 def ingest_pool(context: RunContext, build: bool = True) -> Pool:
-    """The pool of the source files."""
+    """The pool of the source files. Raises UserError where it can't give the mixture that is
+    wanted."""
+    pool = _ingest_pool(context, build)
+    if context.config.select.mixture:
+        sizes = pool_sizes(pool)
+        check_mixture(context.config, sizes)
+        for note in mixture_notes(context.config, sizes):
+            context.progress.say(note)
+    return pool
+
+
+def _ingest_pool(context: RunContext, build: bool) -> Pool:
     config, files, base = context.config, context.files, context.base
     if not build:
         artifact, _ = pool_artifact(config, files, base, context.storage)
@@ -262,15 +280,22 @@ def select_samples(context: RunContext, pool: Pool, scores: Mapping[str, ScoreTa
     return ranking
 
 
-def rank_pool(context: RunContext, pool: Pool, scores: Mapping[str, ScoreTable]) -> Ranking:
+def rank_pool(
+    context: RunContext,
+    pool: Pool,
+    scores: Mapping[str, ScoreTable],
+    budgets: Mapping[str, Budget] | None = None,
+) -> Ranking:
     """The same of scores by which the pool was ranked before, without a word: under other budgets,
-    say."""
-    inputs = _ranking_inputs(context, pool)
+    say. budgets: by domain, None: as configured."""
+    inputs = _ranking_inputs(context, pool, budgets)
     several = len(inputs.repeats) > 1
     return (rank_by_mean if several else rank)(pool, scores, inputs)
 
 
-def _ranking_inputs(context: RunContext, pool: Pool) -> RankingInputs:
+def _ranking_inputs(
+    context: RunContext, pool: Pool, budgets: Mapping[str, Budget] | None
+) -> RankingInputs:
     config, strategy = context.config, context.strategy
     warmup = None
     if strategy.calibrates and config.excludes_warmup():
@@ -284,10 +309,13 @@ def _ranking_inputs(context: RunContext, pool: Pool) -> RankingInputs:
         warmup,
         guards=guards_to_show(config),
         repeats=tuple(range(config.calibrate.repeats)) if strategy.calibrates else (0,),
+        budgets=budgets,
     )
     if strategy.order is None:
         return inputs
-    order = order_within_budgets(_texts(pool), strategy.order, config.select_of)
+    if budgets is None:
+        budgets = budgets_of(config, pool_sizes(pool))
+    order = order_within_budgets(_texts(pool), strategy.order, budgets)
     return replace(inputs, order=order)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -78,6 +79,23 @@ IMPOSSIBLE: list[tuple[Callable[..., Any], str, str, list[Any]]] = [
     (CalibrateConfig, "max_grad_norm", "calibrate.max_grad_norm", [0, -1, NAN, INF]),
     (SelectConfig, "ratio", "select.ratio", [0, -0.1, 1.5, NAN]),
     (SelectConfig, "reject_ratio", "select.reject_ratio", [-0.1, 0.5, 1, NAN, INF]),
+    (
+        SelectConfig,
+        "mixture",
+        "select.mixture",
+        [
+            {},
+            0.3,
+            ["a"],
+            {"a": "x"},
+            {"a": None},
+            {"a": 0},
+            {"a": -0.1},
+            {"a": 1.1},
+            {"a": NAN},
+            {"a": 0.6, "b": 0.5},
+        ],
+    ),
     (TrainResources, "workers", "cluster.train.workers", [0, -1, NAN]),
     (TrainResources, "gpus_per_worker", "cluster.train.gpus_per_worker", [0.5, 2, -1, NAN]),
     (TrainResources, "tokens_per_device", "cluster.train.tokens_per_device", [0, -1, NAN]),
@@ -161,6 +179,9 @@ def test_the_defaults_and_the_values_at_the_limits_are_allowed() -> None:
     DataConfig(columns={"messages": "chat"})
     CalibrateConfig(ratio=1, max_length=2, weight_decay=0, warmup_steps_ratio=0)
     SelectConfig(ratio=1, reject_ratio=0)
+    SelectConfig(mixture={"a": 0.1, "b": 0.2, "c": 0.7})  # sums to 1 on paper, not in floats
+    SelectConfig(mixture={"a": 0.334, "b": 0.334, "c": 0.333})
+    Config(select=SelectConfig(mixture={"a": 0.5}))  # from Python, data is named behind settings
     TrainResources(workers=2, fsdp=True, gpus_per_worker=1)
     ScoreResources(min_actors=1, max_actors=4, gpus_per_actor=0.25)
     ScoreResources(gpus_per_actor=4, models_per_actor=1)
@@ -177,6 +198,48 @@ def test_the_share_selected_fits_what_the_shares_rejected_leave() -> None:
     with pytest.raises(UserError, match=r"select\.ratio=0\.11 .*select\.reject_ratio=0\.45.*0\.1 "):
         check_strategy(Config(select=too_much))
     check_strategy(Config(select=too_much, strategy="random"))  # has no filter
+
+
+COLUMN = DataConfig(domain_column="domain")
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (
+            {"data": DataConfig(path="a")},
+            r"select\.mixture needs a pool of several domains: .*data\.domain_column",
+        ),
+        ({"data": DataConfig(path={"code": "a", "law": "b"})}, "names math; .* are code, law"),
+        (
+            {"data": COLUMN, "domains": {"math": {"select": {"budget": "tokens"}}}},
+            r"domains\.math\.select\.budget: .* set select\.budget",
+        ),
+        (
+            {"data": COLUMN, "domains": {"math": {"select": {"max_samples": 9}}}},
+            r"domains\.math: select\.mixture says how much .* leave out select\.min_samples and",
+        ),
+        (
+            {"data": COLUMN, "domains": {"math": {"select": {"mixture": {"code": 1.0}}}}},
+            r"select\.mixture is one for all domains",
+        ),
+    ],
+)
+def test_what_contradicts_a_mixture_is_refused(settings: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        Config(select=SelectConfig(mixture={"math": 0.3}), **settings)
+
+
+def test_under_a_mixture_no_domain_has_a_ratio_or_room_of_its_own() -> None:
+    domains = {"math": {"select": {"ratio": 0.7, "reject_ratio": 0.2}}}
+    mixed = Config(
+        data=COLUMN, select=SelectConfig(0.5, 0.3, mixture={"math": 0.3}), domains=domains
+    )
+    own = mixed.select_of("math")
+    assert (own.ratio, own.reject_ratio, own.mixture) == (0.5, 0.2, {"math": 0.3})
+    check_strategy(mixed)  # 0.5 has room in math, though none elsewhere
+    with pytest.raises(UserError, match=r"select\.ratio=0\.7 .*reject_ratio=0\.2 leaves \(0\.6"):
+        check_strategy(replace(mixed, select=replace(mixed.select, ratio=0.7)))
 
 
 @pytest.mark.parametrize(

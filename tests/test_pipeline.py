@@ -304,6 +304,44 @@ def test_another_ratio_only_ranks_again(run: FinishedRun, config: Config, tmp_pa
     assert wide["delta_nll"].equals(narrow["delta_nll"])
 
 
+def test_a_mixture_shares_out_the_selection(
+    run: FinishedRun, config: Config, tmp_path: Path
+) -> None:
+    domains = {"code": {"select": {"ratio": 0.9}}}  # which is not used
+    mixture = SelectConfig(ratio=0.2, mixture={"math": 0.5, "code": 0.25})
+    mixed = replace(config, rounds=1, select=mixture, domains=domains, run_dir=str(tmp_path))
+    context = prepare(mixed, Progress(lines := io.StringIO()))
+    ingested = ingest_pool(context, build=False)
+    summary = write_round(context, last_round(context, ingested, build=False), build=False)
+    pool, shown = len(ingested), summary["mixture"]["domains"]
+    assert summary["counts"]["selected"] == pool // 5 == sum(d["came"] for d in shown.values())
+    rows = pq.read_table(tmp_path / "ranking.parquet").to_pylist()
+    for name, domain in shown.items():
+        band = [r for r in rows if r["domain"] == name and r["fate"] in ("selected", "not_top")]
+        lowest = sorted(band, key=lambda r: (r["delta_entropy"], r["sample_id"]))
+        chosen = {r["sample_id"] for r in band if r["fate"] == "selected"}
+        assert chosen == {r["sample_id"] for r in lowest[: domain["wanted"]]}
+        assert (domain["came"], domain["available"]) == (domain["wanted"], len(band))
+    assert abs(shown["math"]["came"] - pool / 10) < 1 and abs(shown["code"]["came"] - pool / 20) < 1
+    assert "select.ratio of code is not used" in lines.getvalue()
+    for file in ("README.md", "report/index.html"):
+        assert "wanted" in (tmp_path / file).read_text()
+    physics = replace(mixture, mixture={"physics": 0.5})
+    with pytest.raises(UserError, match=r"select\.mixture names physics"):
+        ingest_pool(context_of(replace(config, select=physics)), build=False)
+
+
+def test_zip_takes_the_mixture_of_its_own_order(
+    run: FinishedRun, config: Config, tmp_path: Path
+) -> None:
+    select = SelectConfig(ratio=0.1, mixture={"math": 0.8, "code": 0.2})
+    zipped = replace(config, rounds=1, strategy="zip_unique", select=select, run_dir=str(tmp_path))
+    shown = run_method(zipped).summary["mixture"]["domains"]
+    assert [shown[name]["came"] for name in shown] == [shown[name]["wanted"] for name in shown]
+    assert shown["math"]["came"] > 3 * shown["code"]["came"] > 0
+    assert {shown[name]["came"] for name in shown.keys() - {"math", "code"}} == {0}
+
+
 def test_ranking_again_without_models_says_how_to_get_the_token_view(
     run: FinishedRun, config: Config, tmp_path: Path
 ) -> None:

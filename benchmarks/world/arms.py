@@ -23,6 +23,7 @@ from instructdiff_ray.pool.pool import INDEX, Pool
 from instructdiff_ray.scoring.shards import shard_schema
 from instructdiff_ray.scoring.spec import SCORES, ScoreTable
 from instructdiff_ray.selection.batches import RankingInputs
+from instructdiff_ray.selection.budgets import Size, domain_budgets
 from instructdiff_ray.selection.ranking import rank, selected_ids
 from instructdiff_ray.selection.select import take_within_budget
 from instructdiff_ray.selection.strategies import (
@@ -134,8 +135,12 @@ class WorldPool:
         """Learnable samples without a fault, at random, within the same budget."""
         places = [n for n, s in enumerate(self.samples.values()) if s.kind == "learnable"]
         random.Random(seed).shuffle(places)
-        config = SelectConfig(ratio=ratio, budget="tokens")
-        taken = take_within_budget(iter(places), self.tokens.to_numpy(), config)
+        tokens = self.tokens.to_numpy()
+        size = Size(len(tokens), int(tokens.sum()))
+        (budget,) = domain_budgets(
+            {"": SelectConfig(ratio=ratio, budget="tokens")}, {"": size}
+        ).values()
+        taken = take_within_budget(iter(places), tokens, budget)
         return [self.ids[place].as_py() for place in taken]
 
     def _pairs(self) -> Iterator[tuple[str, str]]:

@@ -21,7 +21,7 @@ from instructdiff_ray.errors import UserError, require
 
 # What can't differ between the domains of one pool.
 ALL_DOMAINS_CALIBRATE = ("max_length", "per_domain", "repeats")
-ALL_DOMAINS_SELECT = ("filter",)
+ALL_DOMAINS_SELECT = ("filter", "mixture")
 
 
 @dataclass
@@ -71,6 +71,8 @@ class Config:
             f"calibrate.global_batch_size={batch} can't be split over"
             f" cluster.train.workers={workers}; make it a multiple",
         )
+        if self.select.mixture:
+            self._check_mixture()
         for name, settings in self.domains.items():
             self._check_domain(name, settings)
 
@@ -79,8 +81,12 @@ class Config:
         return list(dict.fromkeys(self.evaluate.arms or [self.strategy, RANDOM, FULL]))
 
     def select_of(self, domain: str) -> SelectConfig:
-        """How this domain is filtered and ranked."""
-        return replace(self.select, **self.domains.get(domain, {}).get("select", {}))
+        """How this domain is filtered and ranked. Under a mixture, which says how much of it is
+        selected, it has no ratio of its own."""
+        settings = dict(self.domains.get(domain, {}).get("select", {}))
+        if self.select.mixture:
+            settings.pop("ratio", None)
+        return replace(self.select, **settings)
 
     def domains_with(self, part: str, name: str) -> set[str]:
         """Domains that have a value of their own for this setting."""
@@ -90,19 +96,42 @@ class Config:
 
     def excludes_warmup(self) -> bool:
         """Whether any domain selects nothing of the warm-up subset."""
-        return any(config.exclude_warmup for config in self._all_select())
+        return any(config.exclude_warmup for config in self.all_select())
 
     def guards(self) -> tuple[str, ...]:
         """The guards of all domains, in the order of GUARDS."""
-        wanted = {name for config in self._all_select() for name in config.guards}
+        wanted = {name for config in self.all_select() for name in config.guards}
         return tuple(name for name in GUARDS if name in wanted)
 
-    def _all_select(self) -> list[SelectConfig]:
+    def all_select(self) -> list[SelectConfig]:
+        """How domains are filtered and ranked that have no settings of their own, and each that
+        has."""
         return [self.select, *(self.select_of(name) for name in self.domains)]
 
     def calibrate_of(self, domain: str) -> CalibrateConfig:
         """How this domain's own model is calibrated, and the share of the warm-up subset in it."""
         return replace(self.calibrate, **self.domains.get(domain, {}).get("calibrate", {}))
+
+    def _check_mixture(self) -> None:
+        """What can be known before the pool is: selection/mixture.py looks at the rest."""
+        for name in sorted(self.domains_with("select", "budget")):
+            raise UserError(
+                f"domains.{name}.select.budget: select.mixture shares out one budget; set"
+                " select.budget"
+            )
+        if self.data.domain_column is not None or not self.data.paths:
+            return
+        named = [domain for domain in self.data.paths_by_domain if domain is not None]
+        require(
+            bool(named),
+            "select.mixture needs a pool of several domains: name them by data.domain_column, or by"
+            " 'data.path={domain: file, …}'",
+        )
+        for name in self.select.shares:
+            require(
+                name in named,
+                f"select.mixture names {name}; the domains of data.path are {', '.join(named)}",
+            )
 
     def _check_domain(self, name: str, settings: Any) -> None:
         where = f"domains.{name}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 from instructdiff_ray.errors import require
@@ -11,6 +12,8 @@ from instructdiff_ray.errors import require
 # In the order in which they look at a sample; selection/guards.py says what each looks for.
 GUARDS = ("typical", "complete", "mismatched")
 NO_GUARD = "none"
+# Shares that are written with three digits (0.333 each of three domains) sum to 1.
+ROUNDED_SUM = Fraction(1, 1000)
 
 
 @dataclass
@@ -23,6 +26,9 @@ class SelectConfig:
         code), where the samples that are first in rank are taken until they hold that many.
     min_samples: of each domain at least, whatever the ratio says.
     max_samples: of each domain at most, whatever the ratio says.
+    mixture: domain → its share of the whole selection, in the budget's unit. The ratio is then one
+        of the whole pool; domains that are not named share the rest by their size, so nothing is
+        selected of them where the shares sum to 1. None: each domain gives the ratio of itself.
     entropy: which end of ΔH, of what the filter leaves: lowest (the method), middle or highest.
     filter: what is cut at both ends: `nll` (ΔNLL, the method) or `ppl` (ΔPPL).
     exclude_warmup: select no sample that the first calibrated model was trained on; a baseline has
@@ -36,6 +42,7 @@ class SelectConfig:
     budget: str = "samples"
     min_samples: int | None = None
     max_samples: int | None = None
+    mixture: Any = None
     entropy: str = "lowest"
     filter: str = "nll"
     exclude_warmup: bool = False
@@ -71,12 +78,48 @@ class SelectConfig:
             low is None or high is None or low <= high,
             f"select.min_samples={low} is more than select.max_samples={high}",
         )
+        if self.mixture is not None:
+            self._check_mixture()
 
     @property
     def guards(self) -> tuple[str, ...]:
         """The guards in force, in the order of GUARDS."""
         named = self.guard if isinstance(self.guard, list) else [self.guard]
         return tuple(name for name in GUARDS if name in named)
+
+    @property
+    def shares(self) -> dict[str, Fraction]:
+        """The mixture's, as they are written."""
+        return {domain: Fraction(str(share)) for domain, share in (self.mixture or {}).items()}
+
+    def mixture_sum(self) -> Fraction:
+        """The sum of the shares as they are written; exactly 1 where only rounding keeps them from
+        it."""
+        total = sum(self.shares.values(), Fraction())
+        return Fraction(1) if abs(total - 1) <= ROUNDED_SUM else total
+
+    def _check_mixture(self) -> None:
+        require(
+            isinstance(self.mixture, dict) and bool(self.mixture),
+            f"select.mixture={self.mixture} must be shares by domain: '{{math: 0.3, code: 0.5}}'",
+        )
+        self.mixture = {str(domain): share for domain, share in self.mixture.items()}
+        for domain, share in self.mixture.items():
+            require(
+                isinstance(share, int | float) and 0 < share <= 1,
+                f"select.mixture.{domain}={share} must be in (0, 1]",
+            )
+        total = self.mixture_sum()
+        require(
+            total <= 1,
+            f"the shares of select.mixture sum to {float(total):g}; they are shares of one"
+            " selection, so make them sum to 1, or to less where other domains share the rest",
+        )
+        require(
+            self.min_samples is None and self.max_samples is None,
+            "select.mixture says how much each domain gives; leave out select.min_samples and"
+            " select.max_samples",
+        )
 
     def check_room(self, where: str = "") -> None:
         """Raises UserError where the filter, if there is one, leaves less than the ratio; `where`

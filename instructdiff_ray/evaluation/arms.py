@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -23,12 +23,13 @@ from instructdiff_ray.pipeline import draw_warmup, rank_pool, run_rounds, select
 from instructdiff_ray.pool.partition import among, id_array
 from instructdiff_ray.pool.pool import Pool
 from instructdiff_ray.scoring.plan import length_column
+from instructdiff_ray.selection.budgets import SAMPLES, TOKENS, Budget, Size
 from instructdiff_ray.selection.ranking import Ranking, selected_ids
 from instructdiff_ray.selection.requirements import arm_strategies, required_scores
 from instructdiff_ray.selection.select import SELECTED
 
 # What arms have in common when they are compared; as in `select.budget`.
-SAMPLES, TOKENS = MATCHINGS = ("samples", "tokens")
+MATCHINGS = (SAMPLES, TOKENS)
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def training_sets(context: RunContext, pool: Pool) -> list[TrainingSet]:
     # All before any is trained on: one that selects nothing is known by then.
     selected = {name: _select(of_arm, pool) for name, of_arm in contexts.items()}
     (first, (reference, _)) = next(iter(selected.items()))
-    sizes = _sizes(reference, selected_only=True)
+    sizes = _selected_sizes(reference)
     sets = []
     for arm in context.config.arms():
         if arm == FULL:
@@ -122,30 +123,23 @@ def _calibration_tokens(config: Config, pool: Pool, ids: Sequence[str]) -> int:
 
 
 def _of_size(
-    context: RunContext, ranking: Ranking, sizes: Mapping[str, Mapping[str, int]], budget: str
+    context: RunContext, ranking: Ranking, sizes: Mapping[str, Size], unit: str
 ) -> list[str]:
     """What the arm's own ranking selects where the budget of each domain is the size that is
     given."""
-    config = context.config
-    domains = dict(config.domains)
-    for domain, size in _sizes(ranking).items():
-        wanted = sizes.get(domain, {}).get(budget, 0)
-        # Half a unit more, lest rounding the ratio loses one.
-        ratio = min(1.0, (wanted + 0.5) / size[budget])
-        given = {"budget": budget, "ratio": ratio, "min_samples": None, "max_samples": None}
-        settings = domains.get(domain, {})
-        domains[domain] = {**settings, "select": {**settings.get("select", {}), **given}}
-    sized = replace(context, config=replace(config, domains=domains))
-    return selected_ids(rank_pool(sized, ranking.pool, ranking.scores))
+    budgets = {
+        domain: Budget(unit, size.of(unit), 0, len(ranking.pool)) for domain, size in sizes.items()
+    }
+    return selected_ids(rank_pool(context, ranking.pool, ranking.scores, budgets))
 
 
-def _sizes(ranking: Ranking, selected_only: bool = False) -> dict[str, dict[str, int]]:
-    """Samples and response tokens of each domain that are ranked, or selected."""
-    tokens, sizes = ranking.table["response_tokens"].to_numpy(), {}
-    selected = ranking.has_fate(SELECTED)
+def _selected_sizes(ranking: Ranking) -> dict[str, Size]:
+    """How much is selected of each domain of which something is."""
+    tokens, selected = ranking.table["response_tokens"].to_numpy(), ranking.has_fate(SELECTED)
+    sizes = {}
     for domain, rows in ranking.by_domain():
-        counted = rows & selected if selected_only else rows
-        if counted.any():
-            total = int(np.sum(tokens, where=counted, dtype=np.int64))
-            sizes[domain] = {SAMPLES: int(counted.sum()), TOKENS: total}
+        rows &= selected
+        if rows.any():
+            total = int(np.sum(tokens, where=rows, dtype=np.int64))
+            sizes[domain] = Size(int(rows.sum()), total)
     return sizes

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from instructdiff_ray.evaluation.arms import MATCHINGS, SAMPLES
+from instructdiff_ray.evaluation.arms import MATCHINGS
 from instructdiff_ray.evaluation.comparison import (
     UNTRAINED,
     Comparison,
@@ -22,6 +22,7 @@ from instructdiff_ray.evaluation.comparison import (
 from instructdiff_ray.evaluation.intervals import LEVEL
 from instructdiff_ray.evaluation.plot import plot
 from instructdiff_ray.results.console import aligned_table
+from instructdiff_ray.selection.budgets import SAMPLES
 from instructdiff_ray.storage.filesystem import Folder
 
 # Columns of the first table, over those of a cost.

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from instructdiff_ray.config.training import FULL
-from instructdiff_ray.evaluation.arms import SAMPLES, TOKENS
 from instructdiff_ray.evaluation.comparison import UNTRAINED, Comparison, Evaluation
 from instructdiff_ray.evaluation.intervals import LEVEL
+from instructdiff_ray.selection.budgets import SAMPLES, TOKENS
 
 MOST_MEASURES = 12
 # Of a comparison: its colour, and how far its marks stand from the middle of the arm's line.

@@ -35,6 +35,8 @@ from instructdiff_ray.scoring.placement import MOST_MODELS
 from instructdiff_ray.scoring.plan import count_lacking
 from instructdiff_ray.scoring.stage import check_weights
 from instructdiff_ray.scoring.store import score_stores
+from instructdiff_ray.selection.budgets import Size
+from instructdiff_ray.selection.mixture import budgets_of, check_mixture, pool_sizes
 from instructdiff_ray.selection.requirements import required_scores
 from instructdiff_ray.selection.strategies import repeat_scores
 from instructdiff_ray.training.calibrate import model_artifact
@@ -103,6 +105,8 @@ def plan_run(context: RunContext) -> Plan:
     else:
         pool = preview_pool(context.config, context.files, context.base)
     plan = Plan(pool, domain_sizes(pool))
+    if context.config.select.mixture and plan.exact:
+        check_mixture(context.config, pool_sizes(pool))
     if finished:
         plan.in_storage.append("the pool")
     if not context.strategy.calibrates:
@@ -222,9 +226,14 @@ def _expected_samples(config: Config, plan: Plan, number: int, domain: str) -> i
     pool = round(plan.sizes[domain].samples)
     if number == 1:
         return floor_share(config.calibrate_of(domain).ratio, pool)
-    select = config.select_of(domain)
-    least, most = select.min_samples or 0, select.max_samples or pool
-    return min(pool, max(least, min(most, floor_share(select.ratio, pool))))
+    sizes = {
+        name: Size(round(size.samples), round(size.response_tokens))
+        for name, size in plan.sizes.items()
+    }
+    budget = budgets_of(config, sizes)[domain]
+    # Tokens as if those selected were as long as the others.
+    count = round(budget.size * pool / max(1, sizes[domain].of(budget.unit)))
+    return min(pool, max(budget.least, min(budget.most, count)))
 
 
 def _expected_training(config: Config, plan: Plan, counts: Mapping[str, int]) -> _Training:

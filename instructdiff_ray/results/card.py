@@ -174,6 +174,9 @@ def _settings(context: RunContext) -> dict[str, Any]:
             "calibrations (`calibrate.repeats`)": calibrate.repeats,
             "rounds": config.rounds,
         }
+    if select.mixture:
+        shares = (f"{domain} {share:g}" for domain, share in select.mixture.items())
+        shown |= {"mixture, of the selection (`select.mixture`)": ", ".join(shares)}
     if config.domains:
         shown["domains with settings of their own"] = ", ".join(config.domains)
     return {**shown, "seed": config.seed}

@@ -27,7 +27,10 @@ def show_result(context: RunContext, summary: Mapping[str, Any]) -> None:
 
 def result_table(summary: Mapping[str, Any], folder: Folder) -> str:
     """Counts, quantiles by domain, time and speed, and where the outputs are."""
-    blocks = [_counts(summary), _domains(summary["domains"]), _cost(summary)]
+    blocks = [_counts(summary), _domains(summary["domains"])]
+    if mixture := summary.get("mixture"):
+        blocks.append(_mixture(mixture))
+    blocks.append(_cost(summary))
     if stability := summary.get("stability"):
         blocks.append(_stability(stability))
     if warnings := summary["warnings"]:
@@ -109,6 +112,15 @@ def _domains(domains: Mapping[str, Mapping[str, Any]]) -> str:
             counts = f"{domain['pool']:>10,}{domain['selected']:>10,}" if first else " " * 20
             lines.append(f"{name if first else '':<{width}}{counts}    {label:<9}{values}")
     return "\n".join(lines)
+
+
+def _mixture(mixture: Mapping[str, Any]) -> str:
+    """What was wanted of each domain, and what came."""
+    rows = [[f"mixture in {mixture['budget']}", "wanted", "share", "came", "share"]]
+    for name, domain in mixture["domains"].items():
+        wanted = [f"{domain['wanted']:,}", f"{domain['wanted_share']:.1%}"]
+        rows.append([name, *wanted, f"{domain['came']:,}", f"{domain['came_share']:.1%}"])
+    return aligned_table(rows, text_columns=1)
 
 
 def _stability(stability: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from instructdiff_ray.selection.counts import (
     by_domain,
     fate_counts,
     guard_counts,
+    mixture_counts,
     scored_counts,
     stability_counts,
     token_counts,
@@ -40,8 +41,8 @@ def summarize(
         **fate_counts(ranking),
         **token_counts(ranking),
     }
-    guards = guard_counts(ranking)
-    warnings = find_warnings(ranking, counts, guards, concentrations)
+    guards, mixture = guard_counts(ranking), mixture_counts(ranking)
+    warnings = find_warnings(ranking, counts, guards, mixture, concentrations)
     scoring_s = context.progress.seconds.get("score", 0.0) if stats.tokens else 0.0
     paths = [model_paths(repeat) for repeat in result.calibrated]
     origins = _origins(context, result)
@@ -51,6 +52,7 @@ def summarize(
         "rounds": context.config.rounds,
         "counts": counts,
         "guards": guards,
+        **({"mixture": mixture} if mixture else {}),
         "concentrations": [asdict(concentration) for concentration in concentrations],
         **({"stability": stability_counts(ranking)} if ranking.stability else {}),
         "warnings": [asdict(warning) for warning in warnings],

@@ -20,6 +20,7 @@ from instructdiff_ray.results.composition import (
     TEMPLATE,
     Concentration,
 )
+from instructdiff_ray.selection.budgets import SAMPLES, greatest_ratio
 from instructdiff_ray.selection.guards import GUARDS
 from instructdiff_ray.selection.ranking import Ranking
 from instructdiff_ray.selection.select import SELECTED
@@ -35,6 +36,8 @@ CORRELATION = 0.8
 EXCESS_SHARE, LEAST_SELECTED = 0.25, 100
 # Of two such runs, expected; two single ones in docs/strategies.md share 0.58 to 0.93.
 LEAST_OVERLAP = 0.5
+# Domains that are named in a line.
+LISTED = 5
 # Rows of which correlations are taken, the first of each partition: ids are hashes, so it is a
 # random draw.
 CORRELATION_ROWS = 20_000
@@ -63,10 +66,13 @@ def find_warnings(
     ranking: Ranking,
     counts: Mapping[str, Any],
     guards: Mapping[str, Any],
+    mixture: Mapping[str, Any],
     concentrations: Sequence[Concentration],
 ) -> list[RunWarning]:
-    """All that hold of a ranking. counts, guards: of `summary.json`."""
+    """All that hold of a ranking. counts, guards, mixture: of `summary.json`."""
     found = [*_of_pool(counts), *_of_domains(ranking)]
+    if mixture:
+        found += _of_mixture(ranking, counts, mixture)
     if counts["selected"] >= LEAST_SELECTED:
         found += _of_composition(concentrations)
     if "typical" in guards:
@@ -92,8 +98,8 @@ def _of_domains(ranking: Ranking) -> Iterator[RunWarning]:
     selected, guarded = ranking.has_fate(SELECTED), ranking.excluded_by(GUARDS)
     for name, rows in ranking.by_domain():
         size, count = int(rows.sum()), int((rows & selected).sum())
-        config = ranking.inputs.select(name)
-        if floor_share(config.ratio, size) < 1:
+        config, budget = ranking.inputs.select(name), ranking.budgets[name]
+        if budget.share is None and floor_share(config.ratio, size) < 1:
             yield RunWarning(
                 "small domain",
                 size,
@@ -119,8 +125,8 @@ def _of_domains(ranking: Ranking) -> Iterator[RunWarning]:
                 f"select.guard excludes {excluded:.0%} of domain {name}; look at it in the report:"
                 " if it is good, make it a domain of its own, or name fewer guards",
             )
-        wanted = min(floor_share(config.ratio, size), config.max_samples or size)
-        if config.budget == "samples" and count < wanted:
+        wanted = min(budget.size, budget.most)
+        if budget.share is None and budget.unit == SAMPLES and count < wanted:
             yield RunWarning(
                 "short selection",
                 count,
@@ -128,6 +134,31 @@ def _of_domains(ranking: Ranking) -> Iterator[RunWarning]:
                 f"of domain {name} {count} samples are selected and not {wanted}: what may not be"
                 " selected leaves no more; name fewer guards, or lower select.ratio",
             )
+
+
+def _of_mixture(
+    ranking: Ranking, counts: Mapping[str, Any], mixture: Mapping[str, Any]
+) -> Iterator[RunWarning]:
+    unit, domains = mixture["budget"], mixture["domains"]
+    missed = {
+        name: d["came"] / d["wanted"] for name, d in domains.items() if d["came"] < d["wanted"]
+    }
+    if not missed:
+        return
+    worst = sorted(missed, key=lambda name: (missed[name], name))
+    came = [f"{domains[n]['came']:,} of {domains[n]['wanted']:,} of {n}" for n in worst[:LISTED]]
+    more = f" and too few of {len(worst) - LISTED} more domains" if len(worst) > LISTED else ""
+    shares = {name: budget.share for name, budget in ranking.budgets.items() if budget.share}
+    whole = counts["pool" if unit == SAMPLES else "response_tokens"]
+    ratio = greatest_ratio(shares, whole, {name: domains[name]["available"] for name in shares})
+    advice = f"lower select.ratio to {ratio:g}" if ratio else f"leave {worst[0]} out of the mixture"
+    yield RunWarning(
+        "mixture not met",
+        missed[worst[0]],
+        1.0,
+        f"of the {unit} that select.mixture wants came {', '.join(came)}{more}: no more may be"
+        f" selected there, and other domains do not fill up; {advice}, or name fewer guards",
+    )
 
 
 def _of_selection(atypical: int, selected: int) -> Iterator[RunWarning]:

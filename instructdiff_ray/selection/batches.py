@@ -13,6 +13,7 @@ from instructdiff_ray.config.selection import SelectConfig
 from instructdiff_ray.models.encoding import LIKELIHOOD
 from instructdiff_ray.pool.pool import Pool
 from instructdiff_ray.scoring.spec import ScoreTable
+from instructdiff_ray.selection.budgets import Budget
 from instructdiff_ray.selection.guards import GUARDS
 from instructdiff_ray.selection.strategies import (
     CALIBRATED,
@@ -34,6 +35,7 @@ class RankingInputs:
     repeats: numbers of the calibrations by the mean of whose scores is ranked.
     warmup: sorted ids of the warm-up subset, where some domain excludes it.
     guards: those whose values are wanted; the domains' configurations say which of them exclude.
+    budgets: by domain, where they do not follow from the configurations.
     """
 
     strategy: Strategy
@@ -45,6 +47,7 @@ class RankingInputs:
     order: Mapping[str, int] = field(default_factory=dict)
     guards: tuple[str, ...] = ()
     repeats: tuple[int, ...] = (0,)
+    budgets: Mapping[str, Budget] | None = None
 
     @property
     def measures(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from instructdiff_ray.selection.budgets import SAMPLES
 from instructdiff_ray.selection.guards import GUARDS
 from instructdiff_ray.selection.ranking import PROBABILITY, Ranking
 from instructdiff_ray.selection.select import ABOVE, BELOW, EXCLUDED, NOT_TOP, SELECTED
@@ -73,6 +74,40 @@ def stability_counts(ranking: Ranking) -> dict[str, Any]:
         for name, stability in ranking.stability.items()
     }
     return {"repeats": len(ranking.inputs.repeats), **figures.pop(""), "domains": figures}
+
+
+def mixture_counts(ranking: Ranking) -> dict[str, Any]:
+    """What `summary.json` says of a mixture; empty where none was wanted.
+
+    budget: samples or response tokens, the unit of all figures. domains: for each its share of the
+    selection as wanted and as it came, both in figures too, and how much could have been selected.
+    """
+    shares = {name: b.share for name, b in ranking.budgets.items() if b.share is not None}
+    if not shares:
+        return {}
+    (unit,) = {ranking.budgets[name].unit for name in shares}  # one budget is shared out
+    tokens = ranking.table["response_tokens"].to_numpy()
+    selected, not_top = ranking.has_fate(SELECTED), ranking.has_fate(NOT_TOP)
+
+    def size(rows: np.ndarray) -> int:
+        if unit == SAMPLES:
+            return int(rows.sum())
+        return int(np.sum(tokens, where=rows, dtype=np.int64))
+
+    came, available = dict.fromkeys(shares, 0), dict.fromkeys(shares, 0)
+    for name, rows in ranking.by_domain():
+        came[name], available[name] = size(rows & selected), size(rows & (selected | not_top))
+    domains = {
+        name: {
+            "wanted_share": float(share),
+            "came_share": came[name] / max(1, sum(came.values())),
+            "wanted": ranking.budgets[name].size,
+            "came": came[name],
+            "available": available[name],
+        }
+        for name, share in sorted(shares.items())
+    }
+    return {"budget": unit, "domains": domains}
 
 
 def token_counts(ranking: Ranking) -> dict[str, int]:

@@ -22,6 +22,7 @@ from instructdiff_ray.selection.batches import (
     rejected_samples,
     scored_batches,
 )
+from instructdiff_ray.selection.budgets import NOTHING, Budget, domain_budgets, domain_sizes
 from instructdiff_ray.selection.columns import EXCLUDED_BY, read_columns
 from instructdiff_ray.selection.guards import GUARDS
 from instructdiff_ray.selection.select import (
@@ -69,6 +70,7 @@ class Ranking:
         mapped from disk, so whoever reads it should copy no more than a column.
     rejected: rows of REJECTED, the samples that could not be scored.
     limits: domain → guard → the value above which it excludes.
+    budgets: domain → what could be selected of it.
     stability: by domain, and of all under ""; only of a ranking by several calibrations.
     """
 
@@ -78,6 +80,7 @@ class Ranking:
     table: pa.Table
     rejected: pa.Table
     limits: Mapping[str, Mapping[str, float]]
+    budgets: Mapping[str, Budget]
     stability: Mapping[str, Stability] = field(default_factory=dict)
 
     @property
@@ -143,6 +146,11 @@ def rank(pool: Pool, scores: Mapping[str, ScoreTable], inputs: RankingInputs) ->
     if inputs.strategy.calibrates:
         filter_values = columns.get("filter_value", columns["delta_nll"])
     configs = [inputs.select(name) for name in domains]
+    budgets = inputs.budgets
+    if budgets is None:
+        sizes = domain_sizes(columns["domain"], columns["response_tokens"], len(domains))
+        named = dict(zip(domains, configs, strict=True))
+        budgets = domain_budgets(named, dict(zip(domains, sizes, strict=True)))
     limits = _exclude_guarded(columns, inputs.guards, configs)
     candidates = Candidates(
         columns["domain"],
@@ -151,7 +159,8 @@ def rank(pool: Pool, scores: Mapping[str, ScoreTable], inputs: RankingInputs) ->
         filter_values,
         columns["decided"],
     )
-    fates = select(candidates, inputs.strategy.end, configs)
+    in_order = [budgets.get(name, NOTHING) for name in domains]
+    fates = select(candidates, inputs.strategy.end, configs, in_order)
     not_excluded = fates != FATES.index(EXCLUDED)
     table = pa.table(
         {
@@ -167,18 +176,20 @@ def rank(pool: Pool, scores: Mapping[str, ScoreTable], inputs: RankingInputs) ->
     )
     all_scored = table.num_rows == len(pool)
     rejected = REJECTED.empty_table() if all_scored else rejected_samples(pool, scores, inputs)
-    return Ranking(pool, scores, inputs, table, rejected, dict(zip(domains, limits, strict=True)))
+    named_limits = dict(zip(domains, limits, strict=True))
+    named_budgets = dict(zip(domains, in_order, strict=True))
+    return Ranking(pool, scores, inputs, table, rejected, named_limits, named_budgets)
 
 
 def order_within_budgets(
     samples: pa.Table,
     order: Callable[[Sequence[bytes]], Iterator[int]],
-    select: Callable[[str], SelectConfig],
+    budgets: Mapping[str, Budget],
 ) -> dict[str, int]:
     """The place of each sample in a strategy's order of its domain, as far as the budget goes.
 
     samples: sample_id, domain, response_tokens and text of the whole pool, in the order of
-        sample_id; select: a domain's name → its configuration.
+        sample_id; budgets: of each domain.
     """
     domains, ids = samples["domain"].to_numpy(), samples["sample_id"].to_pylist()
     tokens, texts = samples["response_tokens"].to_numpy(), samples["text"].to_pylist()
@@ -186,9 +197,8 @@ def order_within_budgets(
     for domain in np.unique(domains):
         rows = np.flatnonzero(domains == domain)
         positions = order([texts[row].encode() for row in rows])
-        for place, position in enumerate(
-            take_within_budget(positions, tokens[rows], select(domain))
-        ):
+        taken = take_within_budget(positions, tokens[rows], budgets.get(domain, NOTHING))
+        for place, position in enumerate(taken):
             places.setdefault(ids[rows[position]], place)
     return places
 

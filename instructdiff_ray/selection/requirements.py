@@ -53,9 +53,7 @@ def check_strategy(config: Config) -> None:
         " use rounds=1",
     )
     if strategy.calibrates:  # other strategies have no filter
-        config.select.check_room()
-        for domain in config.domains:
-            config.select_of(domain).check_room(f"domains.{domain}: ")
+        _check_room(config)
         if config.calibrate.repeats > 1:
             _check_repeats(config)
     require(
@@ -63,6 +61,17 @@ def check_strategy(config: Config) -> None:
         f"strategy={name} goes by the whole set and can exclude no sample from it; leave out"
         " select.exclude_warmup, and all of select.guard that needs no calibrated model",
     )
+
+
+def _check_room(config: Config) -> None:
+    if (
+        config.select.mixture
+    ):  # all of the selection has room in the domain of the least γ, or nowhere
+        min(config.all_select(), key=lambda select: select.reject_ratio).check_room()
+        return
+    config.select.check_room()
+    for domain in config.domains:
+        config.select_of(domain).check_room(f"domains.{domain}: ")
 
 
 def check_arms(config: Config) -> None:

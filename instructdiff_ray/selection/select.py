@@ -1,8 +1,8 @@
 """Select: Algorithm 1's filter and ranking, exact and deterministic. A pure function of columns.
 
 Within each domain of N samples: order by (ΔNLL, sample_id), reject the first and the last ⌊γN⌋;
-order what is left, the learnable band, by (ΔH, sample_id) and keep the first max(1, ⌊βN⌋). A
-baseline has no filter and ranks by another value.
+order what is left, the learnable band, by (ΔH, sample_id) and keep the first max(1, ⌊βN⌋), or what
+another budget buys (budgets.py). A baseline has no filter and ranks by another value.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 
 from instructdiff_ray.config.selection import SelectConfig
 from instructdiff_ray.pool.sampling import floor_share
+from instructdiff_ray.selection.budgets import TOKENS, Budget
 
 # `excluded`: in the band, and by an option or the strategy's own rule never to be selected.
 FATES = SELECTED, BELOW, ABOVE, NOT_TOP, EXCLUDED = (
@@ -58,17 +59,23 @@ class Candidates:
         )
 
 
-def select(candidates: Candidates, end: str | None, configs: Sequence[SelectConfig]) -> np.ndarray:
+def select(
+    candidates: Candidates,
+    end: str | None,
+    configs: Sequence[SelectConfig],
+    budgets: Sequence[Budget],
+) -> np.ndarray:
     """The fate of each sample, as its number in FATES: int8 [N].
 
-    end: of the values: lowest, middle or highest; None: as each domain's `entropy` says. configs:
-    by domain number. Raises ValueError where a value is not finite.
+    end: of the values: lowest, middle or highest; None: as each domain's `entropy` says. configs,
+    budgets: by domain number. Raises ValueError where a value is not finite.
     """
     _check_finite(candidates)
     fates = np.empty(len(candidates.domains), np.int8)
-    for domain, config in enumerate(configs):
+    for domain, (config, budget) in enumerate(zip(configs, budgets, strict=True)):
         rows = rows_of(candidates.domains, domain, len(configs))
-        fates[rows] = _select_in_domain(candidates.take(rows), end or config.entropy, config)
+        wanted_end = end or config.entropy
+        fates[rows] = _select_in_domain(candidates.take(rows), wanted_end, config, budget)
     return fates
 
 
@@ -78,7 +85,9 @@ def rows_of(domains: np.ndarray, domain: int, count: int) -> Any:
     return slice(None) if count == 1 else np.flatnonzero(domains == domain)
 
 
-def _select_in_domain(candidates: Candidates, end: str, config: SelectConfig) -> np.ndarray:
+def _select_in_domain(
+    candidates: Candidates, end: str, config: SelectConfig, budget: Budget
+) -> np.ndarray:
     fates = np.full(len(candidates.values), FATES.index(NOT_TOP), np.int8)
     band = np.ones(len(fates), bool)
     if candidates.filter_values is not None:
@@ -91,29 +100,23 @@ def _select_in_domain(candidates: Candidates, end: str, config: SelectConfig) ->
     free = band & (candidates.decided < 0)
     decided = band & ~free
     fates[decided] = candidates.decided[decided]
-    fates[_first(candidates, free, end, config)] = FATES.index(SELECTED)
+    fates[_first(candidates, free, end, budget)] = FATES.index(SELECTED)
     return fates
 
 
-def _first(candidates: Candidates, free: np.ndarray, end: str, config: SelectConfig) -> np.ndarray:
+def _first(candidates: Candidates, free: np.ndarray, end: str, budget: Budget) -> np.ndarray:
     """Of the candidates that are free those wanted first, as many as the domain's budget buys: a
     mask."""
     values, size = candidates.values, int(free.sum())
-    count = min(_affordable(candidates, free, end, config), size)
+    tokens = candidates.tokens[:0]
+    if budget.unit == TOKENS:  # then it depends on which come first
+        order = np.argsort(_sort_keys(values[free], end), kind="stable")
+        tokens = candidates.tokens[free][order]
+    count = min(budget.samples(tokens), size)
     if end == "middle":
         before = size // 2 - count // 2
         return lowest(values, free, before + count) & ~lowest(values, free, before)
     return lowest(values, free, count, highest=end == "highest")
-
-
-def _affordable(candidates: Candidates, free: np.ndarray, end: str, config: SelectConfig) -> int:
-    """How many samples the domain's budget buys; in tokens, that depends on which come first."""
-    all_tokens = int(np.sum(candidates.tokens, dtype=np.int64))
-    tokens = candidates.tokens[:0]
-    if config.budget == "tokens":
-        order = np.argsort(_sort_keys(candidates.values[free], end), kind="stable")
-        tokens = candidates.tokens[free][order]
-    return sample_count(len(candidates.tokens), all_tokens, tokens, config)
 
 
 def _check_finite(candidates: Candidates) -> None:
@@ -124,18 +127,18 @@ def _check_finite(candidates: Candidates) -> None:
         raise ValueError("scores are not finite")
 
 
-def take_within_budget(order: Iterator[int], tokens: np.ndarray, config: SelectConfig) -> list[int]:
+def take_within_budget(order: Iterator[int], tokens: np.ndarray, budget: Budget) -> list[int]:
     """Positions as they come, until a domain's budget is full; what comes twice counts twice.
 
     tokens: of the responses of all the domain's samples.
     """
     taken: list[int] = []
-    while chunk := list(islice(order, BUDGET_CHECK)):
+    while len(taken) < budget.samples(tokens[taken]):
+        chunk = list(islice(order, BUDGET_CHECK))
+        if not chunk:
+            return taken
         taken += chunk
-        count = sample_count(len(tokens), int(tokens.sum()), tokens[taken], config)
-        if len(taken) >= count:
-            return taken[:count]
-    return taken
+    return taken[: budget.samples(tokens[taken])]
 
 
 def _sort_keys(values: np.ndarray, end: str) -> np.ndarray:
@@ -151,18 +154,6 @@ def _sort_keys(values: np.ndarray, end: str) -> np.ndarray:
     ranks = np.empty(len(values))
     ranks[np.argsort(values, kind="stable")] = np.arange(len(values))
     return np.abs(ranks - len(values) // 2 + 0.25)
-
-
-def sample_count(samples: int, all_tokens: int, tokens: np.ndarray, config: SelectConfig) -> int:
-    """How many samples the budget buys. samples, all_tokens: of the domain; tokens: of the
-    candidates, those wanted first first, where the budget is one of tokens."""
-    if config.budget == "samples":
-        count = floor_share(config.ratio, samples)
-    else:
-        wanted = floor_share(config.ratio, all_tokens)
-        count = int(np.searchsorted(np.cumsum(tokens, dtype=np.int64), wanted)) + 1
-    most = samples if config.max_samples is None else config.max_samples
-    return max(config.min_samples or 1, min(count, most))
 
 
 def lowest(values: np.ndarray, rows: np.ndarray, count: int, highest: bool = False) -> np.ndarray:

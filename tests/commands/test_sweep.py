@@ -21,6 +21,12 @@ def test_every_combination_of_the_values_is_a_point() -> None:
         for strategy in ("ifd", "random")
     ]
     assert len({point.job for point in points}) == 4
+    mixtures = "select.mixture={math: 0.3},{math: 0.5, code: 0.5}"
+    points = sweep.split_points([mixtures, "storage=/out"])
+    assert [point.chosen["select.mixture"] for point in points] == [
+        "{math:0.3}",
+        "{math:0.5,code:0.5}",
+    ]
     (alone,) = sweep.split_points(["storage=/out"])
     assert alone.folder.startswith("/out/runs/") and alone.folder.endswith("/0")
 

@@ -19,8 +19,6 @@ from instructdiff_ray.config.training import CalibrateConfig, EvaluateConfig
 from instructdiff_ray.context import RunContext, prepare
 from instructdiff_ray.evaluation.arms import (
     MATCHINGS,
-    SAMPLES,
-    TOKENS,
     SelectingCost,
     TrainingSet,
     training_sets,
@@ -37,6 +35,7 @@ from instructdiff_ray.evaluation.outputs import tables, write
 from instructdiff_ray.pipeline import draw_warmup, ingest_pool
 from instructdiff_ray.pool.pool import Pool
 from instructdiff_ray.progress import Progress
+from instructdiff_ray.selection.budgets import SAMPLES, TOKENS
 from instructdiff_ray.storage.filesystem import Folder
 
 COST = SelectingCost(200, {"base": 500, "calibrated": 500}, 1.5)
@@ -196,6 +195,10 @@ def test_arms_give_of_each_domain_as_many_samples_or_tokens_as_the_first_selects
         # The same ranking, as far as it goes.
         assert {*sets["response_length", TOKENS].ids} < {*sets["response_length", SAMPLES].ids}
     assert first.cost.trained == 0 and not first.cost.read
+    mixture = SelectConfig(ratio=0.2, mixture={"long": 1.0})
+    mixed = training_sets(make_context(tmp_path, model_folder, arms, select=mixture), pool)
+    for of_arm in (s for s in mixed if s.arm != "full"):
+        assert size(of_arm, "long")[0] > 0 == size(of_arm, "short")[0]
 
 
 class Killed(Exception):

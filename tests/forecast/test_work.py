@@ -13,9 +13,11 @@ import pytest
 
 from instructdiff_ray.config.data import DataConfig, ModelConfig
 from instructdiff_ray.config.run import Config
+from instructdiff_ray.config.selection import SelectConfig
 from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.context import RunContext, prepare
 from instructdiff_ray.demo.pool import write_pool
+from instructdiff_ray.errors import UserError
 from instructdiff_ray.forecast.work import CALIBRATE, SCORE, Plan, Work, plan_run
 from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.pool import preview
@@ -102,6 +104,27 @@ def test_repeats_rounds_and_domains_are_counted_as_they_will_be_trained(config: 
     domains = plan.pool.domains()
     assert {*plan.work[0].models} == {f"calibrated of {name}" for name in domains}
     assert sum(work.samples for work in plan.work[1:]) == len(plan.pool)
+
+
+def test_a_later_round_trains_on_the_mixture(config: Config) -> None:
+    data = replace(config.data, domain_column="domain", max_reject_ratio=1.0)
+    mixed = replace(config, data=data, rounds=2)
+    for budget in ("samples", "tokens"):
+        select = SelectConfig(ratio=0.2, budget=budget, mixture={"math": 0.75, "code": 0.25})
+        plan = planned(replace(mixed, select=select))
+        (second,) = (work for work in plan.work if (work.stage, work.round) == (CALIBRATE, 2))
+        if budget == "samples":
+            assert second.samples == len(plan.pool) // 5
+        else:
+            sizes = plan.sizes
+            whole = sum(size.response_tokens for size in sizes.values()) / 5
+            expected = [
+                share * whole * sizes[name].samples / sizes[name].response_tokens
+                for name, share in select.mixture.items()
+            ]
+            assert second.samples == pytest.approx(sum(expected), abs=2)
+    with pytest.raises(UserError, match="select.mixture names physics"):
+        planned(replace(mixed, select=SelectConfig(mixture={"physics": 0.5})))
 
 
 def test_a_baseline_trains_nothing(config: Config) -> None:

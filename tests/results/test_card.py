@@ -14,6 +14,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 from instructdiff_ray.results.card import COLUMNS, plain, size_category
 from instructdiff_ray.selection.guards import GUARDS
 from instructdiff_ray.selection.ranking import DELTA_ENTROPY_STD, PROBABILITY, RANKING, VALUE
+from tests.results.test_report import MIXTURE
 from tests.runs import COMMIT, ROWS, make_run
 
 ALPACA = [{"instruction": f"Question {i}?", "output": "a" * i} for i in range(1, 13)]
@@ -95,6 +96,12 @@ def test_it_tells_no_path_of_a_machine_and_keeps_texts_harmless(tmp_path: Path) 
     assert "/home" not in text and str(tmp_path) not in text
     assert "comes from math.jsonl" in text and "| base model | tiny " in text
     assert r"\!\[x\]\(https://evil.example\) \<script\> \| \`" in text
+
+
+def test_a_mixture_is_told_as_wanted_and_as_it_came(tmp_path: Path) -> None:
+    text = (make_run(tmp_path, mixture=MIXTURE) / "README.md").read_text()
+    assert "and what came, in response tokens:\n\n| domain | wanted | came |" in text
+    assert "| math | 3,000 | 999 | 30.0 % | 12.5 % |\n\n## Load it" in text
 
 
 def test_a_hub_model_has_its_name_and_commit(tmp_path: Path) -> None:

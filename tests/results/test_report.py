@@ -152,6 +152,29 @@ def assert_inert(page: str, parsed: Page) -> None:
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)", page))
 
 
+MIXTURE = {
+    "budget": "tokens",
+    "domains": {
+        "code": {"wanted": 7000, "came": 7012, "wanted_share": 0.7, "came_share": 0.8753},
+        "math": {"wanted": 3000, "came": 999, "wanted_share": 0.3, "came_share": 0.1247},
+    },
+}
+
+
+def test_a_mixture_is_shown_as_it_was_wanted_and_as_it_came() -> None:
+    domains = {"math": ranked(200), "code": ranked(100, seed=1)}
+    summary = {**summary_of(domains), "mixture": MIXTURE}
+    page = render(summary, ranking_of(domains), "seed: 1\n", {})
+    assert ("code", "7,000", "7,012", "70.0 %", "87.5 %", "") in Page(page).rows
+    assert ("math", "3,000", "999", "30.0 %", "12.5 %", "") in Page(page).rows
+    assert "in response tokens" in page
+    assert_inert(page, Page(page))
+    summary["scoring"] |= {"tokens": 0}
+    text = result_table(summary, Folder("/runs/1"))
+    assert "mixture in tokens  wanted  share   came  share\n" in text
+    assert "code                7,000  70.0%  7,012  87.5%\n" in text
+
+
 def test_tables_show_the_numbers_of_the_run() -> None:
     math, code = ranked(2000), ranked(1000, seed=1)
     _, parsed = report({"math": math, "code": code})

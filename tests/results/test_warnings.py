@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,13 @@ from instructdiff_ray.results.composition import (
 from instructdiff_ray.results.warnings import RunWarning, find_warnings
 from instructdiff_ray.selection.batches import RankingInputs
 from instructdiff_ray.selection.certificate import rank_by_mean
-from instructdiff_ray.selection.counts import fate_counts, guard_counts, scored_counts
+from instructdiff_ray.selection.counts import (
+    fate_counts,
+    guard_counts,
+    mixture_counts,
+    scored_counts,
+    token_counts,
+)
 from instructdiff_ray.selection.ranking import rank
 from instructdiff_ray.selection.strategies import STRATEGIES, repeat_scores
 from tests.selection.test_select import make_pool, written_scores
@@ -47,6 +55,7 @@ def warned(
     domains: list[str] | None = None,
     concentrations: Sequence[Concentration] = (),
     alone: float | None = None,
+    **settings: Any,
 ) -> dict[str, RunWarning]:
     pool = make_pool(folder, domains or ["math"] * COUNT, scores.tokens.tolist(), truncated)
     tables = {
@@ -57,11 +66,13 @@ def warned(
     if alone is not None:
         tables["alone"] = written_scores(pool, "alone", np.full((2, COUNT), alone), set())
         guards.append("mismatched")
-    config = SelectConfig(guard=guard)
+    config = SelectConfig(guard=guard, **settings)
     inputs = RankingInputs(STRATEGIES["instructdiff"], lambda _: config, guards=tuple(guards))
     ranking = rank(pool, tables, inputs)
     counts = {**pool.counts, **scored_counts(ranking), **fate_counts(ranking)}
-    found = find_warnings(ranking, counts, guard_counts(ranking), concentrations)
+    counts |= token_counts(ranking)
+    mixture, guards_found = mixture_counts(ranking), guard_counts(ranking)
+    found = find_warnings(ranking, counts, guards_found, mixture, concentrations)
     for warning in found:
         assert warning.value != warning.threshold
     return {warning.name: warning for warning in found}
@@ -99,6 +110,29 @@ def test_a_guard_that_leaves_less_than_the_ratio(tmp_path: Path) -> None:
     found = warned(tmp_path, Scores(), guard="mismatched", alone=0.1)
     assert [*found] == ["much excluded", "short selection"]
     assert found["short selection"].value == 0
+
+
+@pytest.mark.parametrize("budget", ["samples", "tokens"])
+def test_a_mixture_of_more_than_a_domain_may_give(tmp_path: Path, budget: str) -> None:
+    scores, domains = Scores(), ["law"] * 200 + ["math"] * 1000
+    scores.base_nll[:80] += 5  # of law, which the guard excludes
+    scores.nll[:80] += 5
+    settings = {"domains": domains, "budget": budget, "ratio": 0.15}
+    found = warned(tmp_path / "a", scores, mixture={"law": 0.9}, **settings)
+    warning = found["mixture not met"]
+    assert warning.value < 0.9 and "of law" in warning.message and "math" not in warning.message
+    assert "short selection" not in found
+    (ratio,) = re.findall(r"lower select\.ratio to (0\.\d+)", warning.message)
+    settings["ratio"] = float(ratio)
+    assert "mixture not met" not in warned(tmp_path / "b", scores, mixture={"law": 0.9}, **settings)
+    settings["ratio"] = 1.1 * float(ratio)
+    assert "mixture not met" in warned(tmp_path / "c", scores, mixture={"law": 0.9}, **settings)
+
+
+def test_a_mixture_of_a_domain_that_may_give_nothing(tmp_path: Path) -> None:
+    settings = {"domains": ["law"] * 600 + ["math"] * 600, "guard": "mismatched", "alone": 0.1}
+    warning = warned(tmp_path, Scores(), mixture={"law": 0.5}, **settings)["mixture not met"]
+    assert warning.value == 0 and "leave law out of the mixture" in warning.message
 
 
 def test_a_calibration_without_effect(tmp_path: Path) -> None:
@@ -161,7 +195,7 @@ def test_calibrations_that_disagree(tmp_path: Path, noise: float, names: list[st
     )
     ranking = rank_by_mean(pool, tables, inputs)
     counts = {**pool.counts, **scored_counts(ranking), **fate_counts(ranking)}
-    found = {w.name: w for w in find_warnings(ranking, counts, {}, []) if "unstable" in w.name}
+    found = {w.name: w for w in find_warnings(ranking, counts, {}, {}, []) if "unstable" in w.name}
     assert [*found] == names
     if names:
         assert "domain math" in found["unstable selection"].message

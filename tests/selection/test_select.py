@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from instructdiff_ray.pool.pool import INDEX, Pool
 from instructdiff_ray.scoring.shards import shard_schema
 from instructdiff_ray.scoring.spec import SCORES, ScoreTable
 from instructdiff_ray.selection.batches import RankingInputs
+from instructdiff_ray.selection.budgets import Budget, domain_budgets, domain_sizes
 from instructdiff_ray.selection.counts import by_domain, fate_counts, scored_counts
 from instructdiff_ray.selection.ranking import RANKING, rank, selected_ids
 from instructdiff_ray.selection.select import FATES, Candidates, select
@@ -66,12 +67,26 @@ def undecided(count: int) -> np.ndarray:
     return np.full(count, -1, np.int8)
 
 
+def budgets_of(candidates: Candidates, configs: Sequence[SelectConfig]) -> list[Budget]:
+    """By domain number, as the configurations say; a domain is called by its number."""
+    names = [str(number) for number in range(len(configs))]
+    sizes = domain_sizes(candidates.domains, candidates.tokens, len(configs))
+    pairs = [dict(zip(names, values, strict=True)) for values in (configs, sizes)]
+    return [*domain_budgets(*pairs).values()]
+
+
+def select_by_ratios(
+    candidates: Candidates, end: str | None, configs: Sequence[SelectConfig]
+) -> np.ndarray:
+    return select(candidates, end, configs, budgets_of(candidates, configs))
+
+
 def fates_of(rows: list[tuple[str, str, float, float]], config: SelectConfig) -> dict[str, str]:
     ids, domains, nll, entropy = (np.array(column) for column in zip(*sorted(rows), strict=True))
     numbers = np.unique(domains, return_inverse=True)[1]
     tokens = np.ones(len(ids), np.int32)
     candidates = Candidates(numbers, tokens, entropy, nll, undecided(len(ids)))
-    fates = select(candidates, None, [config] * (numbers.max() + 1))
+    fates = select_by_ratios(candidates, None, [config] * (numbers.max() + 1))
     return {name: FATES[fate] for name, fate in zip(ids.tolist(), fates, strict=True)}
 
 
@@ -126,7 +141,7 @@ def test_ends_budgets_floors_and_caps(samples, end, budget, ratio, bounds) -> No
     candidates = Candidates(np.zeros(len(samples), int), tokens, values, None, decided)
     expected = plain_selection(samples, end, config)
     for given_end in (end, None):  # the strategy's, and the configuration's
-        fates = [FATES[fate] for fate in select(candidates, given_end, [config])]
+        fates = [FATES[fate] for fate in select_by_ratios(candidates, given_end, [config])]
         assert {place for place, fate in enumerate(fates) if fate == "selected"} == expected
         assert [fate == "excluded" for fate in fates] == excluded.tolist()
 
@@ -136,14 +151,17 @@ def test_the_middle_is_the_ranks_around_half(count: int) -> None:
     values = np.arange(9.0)
     candidates = Candidates(np.zeros(9, int), np.ones(9, int), values, None, undecided(9))
     config = SelectConfig(1.0, 0.0, max_samples=count)
-    chosen = np.flatnonzero(select(candidates, "middle", [config]) == FATES.index("selected"))
+    chosen = np.flatnonzero(
+        select_by_ratios(candidates, "middle", [config]) == FATES.index("selected")
+    )
     assert chosen.tolist() == list(range(4 - count // 2, 4 - count // 2 + count))
 
 
 def test_a_domain_has_its_own_ratios() -> None:
     domains, values = np.array([0] * 20 + [1] * 20), np.arange(40.0)
     candidates = Candidates(domains, np.ones(40, int), values, values, undecided(40))
-    fates = select(candidates, "lowest", [SelectConfig(0.1, 0.1), SelectConfig(0.5, 0.2)])
+    configs = [SelectConfig(0.1, 0.1), SelectConfig(0.5, 0.2)]
+    fates = select_by_ratios(candidates, "lowest", configs)
     names = [FATES[fate] for fate in fates]
     assert [names[:20].count(f) for f in ("selected", "below_band", "above_band")] == [2, 2, 2]
     assert [names[20:].count(f) for f in ("selected", "below_band", "above_band")] == [10, 4, 4]

@@ -13,7 +13,7 @@ from instructdiff_ray.config.selection import SelectConfig
 from instructdiff_ray.pool.pool import Pool
 from instructdiff_ray.scoring.spec import ScoreTable
 from instructdiff_ray.selection.batches import RankingInputs
-from instructdiff_ray.selection.certificate import rank_by_mean
+from instructdiff_ray.selection.certificate import rank_by_mean, single_runs
 from instructdiff_ray.selection.counts import stability_counts
 from instructdiff_ray.selection.ranking import rank, selected_ids
 from instructdiff_ray.selection.stability import (
@@ -155,6 +155,19 @@ def repeated_scores(folder: Path, lost: int) -> tuple[Pool, dict[str, ScoreTable
         gone = {lost} if number == 2 else set()
         scores[name] = written_scores(pool, name, values, gone)
     return pool, scores
+
+
+def test_single_runs_have_the_budgets_of_the_mixture(tmp_path: Path) -> None:
+    pool, scores = repeated_scores(tmp_path, lost=7)
+    config = SelectConfig(ratio=0.2, mixture={"math": 1.0})
+    inputs = RankingInputs(STRATEGIES["instructdiff"], lambda _: config, repeats=(0, 1, 2))
+    ranking = rank_by_mean(pool, scores, inputs)
+    selected = {name: runs.selected.sum(axis=1) for name, _, runs in single_runs(ranking)}
+    assert [selected[name].tolist() for name in ("math", "code")] == [[39] * 3, [0] * 3]
+    # Of a domain of which nothing is selected, nothing can be said.
+    assert stability_counts(ranking)["domains"].keys() == {"math"}
+    rows = pa.concat_tables(ranking.rows()).to_pylist()
+    assert {r["selection_probability"] for r in rows if r["domain"] == "code"} == {0}
 
 
 def test_a_ranking_by_several_is_by_their_mean(tmp_path: Path) -> None:
