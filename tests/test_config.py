@@ -38,6 +38,8 @@ IMPOSSIBLE: list[tuple[Callable[..., Any], str, str, list[Any]]] = [
         "data.columns",
         [
             {},
+            "q",
+            {"instruction": 1, "response": "a"},
             {"instruction": "q"},
             {"response": "a", "input": "i"},
             {"instruction": "q", "response": "a", "messages": "m"},

@@ -232,6 +232,13 @@ def test_every_choice_of_every_group_is_a_valid_configuration() -> None:
     assert (demo.data.path, demo.model.base, demo.domain) == ("demo", "demo", "demo")
 
 
+def test_columns_and_shares_are_given_by_name_on_the_command_line() -> None:
+    columns = composed("config", "data.columns={instruction: the q, response: a}").data.columns
+    assert columns == {"instruction": "the q", "response": "a"}
+    mixed = composed("demo", "select.mixture={math: 0.25, code/py: 0.5}")
+    assert mixed.select.mixture == {"math": 0.25, "code/py": 0.5}
+
+
 def test_help_is_given_without_starting_anything() -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "jobs/run.py", "--help"],

@@ -36,7 +36,7 @@ class DataConfig:
     split: str | None = None
     limit: int | None = None
     format: str | None = None
-    columns: dict[str, str] | None = None
+    columns: Any = None  # typed as a dict, OmegaConf can't replace the None
     domain_column: str | None = None
     keep_duplicates: bool = False
     over_long: str = "reject"
@@ -57,14 +57,22 @@ class DataConfig:
             f"data.max_reject_ratio={self.max_reject_ratio} must be in [0, 1]",
         )
         if self.columns is not None:
-            names = ("instruction", "input", "response", "messages")
-            for name in self.columns:
-                require(name in names, f"data.columns.{name} is not known; name {', '.join(names)}")
-            require(
-                set(self.columns) == {"messages"}
-                or {"instruction", "response"} <= set(self.columns) <= set(names[:3]),
-                "data.columns must name `instruction` and `response`, or `messages` alone",
-            )
+            self._check_columns()
+
+    def _check_columns(self) -> None:
+        names = ("instruction", "input", "response", "messages")
+        require(
+            isinstance(self.columns, dict),
+            f"data.columns={self.columns} must name columns: '{{instruction: q, response: a}}'",
+        )
+        for name, column in self.columns.items():
+            require(name in names, f"data.columns.{name} is not known; name {', '.join(names)}")
+            require(isinstance(column, str), f"data.columns.{name}={column} must be a name")
+        require(
+            set(self.columns) == {"messages"}
+            or {"instruction", "response"} <= set(self.columns) <= set(names[:3]),
+            "data.columns must name `instruction` and `response`, or `messages` alone",
+        )
 
     @property
     def paths(self) -> list[str]:

@@ -42,7 +42,7 @@ class SelectConfig:
     budget: str = "samples"
     min_samples: int | None = None
     max_samples: int | None = None
-    mixture: Any = None
+    mixture: Any = None  # typed as a dict, OmegaConf can't replace the None
     entropy: str = "lowest"
     filter: str = "nll"
     exclude_warmup: bool = False
