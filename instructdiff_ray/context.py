@@ -15,8 +15,8 @@ from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.model import Model, find_model
 from instructdiff_ray.pool.files import check_format, source_files
 from instructdiff_ray.pool.hub_data import is_hub, pin_paths
-from instructdiff_ray.pool.readers import SourceFile
 from instructdiff_ray.pool.sampling import repeat_seed
+from instructdiff_ray.pool.source import SourceFile
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.scoring.stats import ScoringStats
 from instructdiff_ray.selection.requirements import (

@@ -17,13 +17,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from instructdiff_ray.pool.readers import (
-    FORMATS,
-    FileRange,
-    SourceFile,
-    count_newlines,
-    read_rows,
-)
+from instructdiff_ray.pool.readers import FORMATS, count_newlines, read_rows
+from instructdiff_ray.pool.source import FileRange, SourceFile
 from instructdiff_ray.pool.tasks import results, task
 
 # To start a reader costs as much as to read this.

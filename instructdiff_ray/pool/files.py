@@ -14,8 +14,9 @@ from instructdiff_ray.config.data import DataConfig
 from instructdiff_ray.errors import UserError, require
 from instructdiff_ray.pool.hub_data import hub_files, is_hub
 from instructdiff_ray.pool.names import format_of, is_data_file
-from instructdiff_ray.pool.readers import FORMAT_OF, FORMATS, SourceFile
+from instructdiff_ray.pool.readers import FORMAT_OF, FORMATS
 from instructdiff_ray.pool.saved import check_no_split, saved_files
+from instructdiff_ray.pool.source import SourceFile
 from instructdiff_ray.storage.filesystem import absolute, is_uri, open_filesystem
 
 

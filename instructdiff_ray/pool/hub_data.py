@@ -12,7 +12,8 @@ from typing import Any
 from instructdiff_ray.config.data import DataConfig
 from instructdiff_ray.errors import UserError, require
 from instructdiff_ray.pool.names import format_of, is_data_file
-from instructdiff_ray.pool.readers import FORMAT_OF, SourceFile, extension
+from instructdiff_ray.pool.readers import FORMAT_OF
+from instructdiff_ray.pool.source import SourceFile, extension
 from instructdiff_ray.pool.splits import Subsets, choose_files, find_subsets, matching
 from instructdiff_ray.storage.hub import Contents, converted, pin, read_contents
 from instructdiff_ray.storage.hub_client import SCHEME, HubPath

@@ -37,9 +37,10 @@ from instructdiff_ray.pool.dataset import stream
 from instructdiff_ray.pool.dedup import deduplicate
 from instructdiff_ray.pool.files import source_files
 from instructdiff_ray.pool.pool import ROWS, Pool, open_pool
-from instructdiff_ray.pool.readers import FORMATS, FileRange, SourceFile
+from instructdiff_ray.pool.readers import FORMATS
 from instructdiff_ray.pool.rejects import column_hint
 from instructdiff_ray.pool.schemas import domain_of, parse_row
+from instructdiff_ray.pool.source import FileRange, SourceFile
 from instructdiff_ray.progress import Progress, Stage
 from instructdiff_ray.sample import Part, Reject, sample_id
 from instructdiff_ray.storage.artifacts import (

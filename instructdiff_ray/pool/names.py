@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from instructdiff_ray.errors import UserError
-from instructdiff_ray.pool.readers import COMPRESSED, FORMAT_OF, extension
+from instructdiff_ray.pool.readers import FORMAT_OF
+from instructdiff_ray.pool.source import COMPRESSED, extension
 
 
 def is_data_file(name: str, format: str | None = None) -> bool:

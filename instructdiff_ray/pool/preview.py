@@ -21,9 +21,11 @@ from instructdiff_ray.errors import UserError
 from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.model import Model
 from instructdiff_ray.pool.chunks import RAW_ROWS
+from instructdiff_ray.pool.columnar import row_groups
 from instructdiff_ray.pool.ingest import empty_pool, parse_rows
 from instructdiff_ray.pool.pool import INDEX, Pool
-from instructdiff_ray.pool.readers import FORMATS, FileRange, SourceFile, read_rows, row_groups
+from instructdiff_ray.pool.readers import FORMATS, read_rows
+from instructdiff_ray.pool.source import FileRange, SourceFile
 from instructdiff_ray.storage.filesystem import Folder
 
 # Rows that are encoded: with as many the mean length of samples is known to some percent.

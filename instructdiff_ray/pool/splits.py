@@ -16,7 +16,8 @@ from typing import Any
 from fsspec.utils import glob_translate
 
 from instructdiff_ray.errors import UserError, require
-from instructdiff_ray.pool.readers import FORMAT_OF, extension
+from instructdiff_ray.pool.readers import FORMAT_OF
+from instructdiff_ray.pool.source import extension
 
 # What is read where none is named.
 DEFAULT_SPLIT, DEFAULT_SUBSET = "train", "default"

@@ -9,7 +9,8 @@ import pytest
 
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.pool.files import find_files
-from instructdiff_ray.pool.readers import FileRange, read_rows
+from instructdiff_ray.pool.readers import read_rows
+from instructdiff_ray.pool.source import FileRange
 
 
 def touch(folder: Path, *names: str) -> None:

@@ -18,7 +18,8 @@ from instructdiff_ray.errors import UserError
 from instructdiff_ray.models.model import Model
 from instructdiff_ray.pool.hub_data import pin_paths
 from instructdiff_ray.pool.ingest import pool_artifact
-from instructdiff_ray.pool.readers import FileRange, SourceFile, read_rows
+from instructdiff_ray.pool.readers import read_rows
+from instructdiff_ray.pool.source import FileRange, SourceFile
 from instructdiff_ray.storage.artifacts import Storage
 from instructdiff_ray.storage.hub_client import HubPath
 from tests.hub import CONVERTED, Hub, serving

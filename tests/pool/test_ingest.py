@@ -30,8 +30,9 @@ from instructdiff_ray.pool.ingest import (
     pool_artifact,
 )
 from instructdiff_ray.pool.pool import Pool
-from instructdiff_ray.pool.readers import FileRange, SourceFile, read_rows
+from instructdiff_ray.pool.readers import read_rows
 from instructdiff_ray.pool.schemas import parse_row
+from instructdiff_ray.pool.source import FileRange, SourceFile
 from instructdiff_ray.pool.warmup import draw_subset
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.sample import sample_id

@@ -17,9 +17,9 @@ from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.models.model import Model
 from instructdiff_ray.pool import preview
+from instructdiff_ray.pool.columnar import row_groups
 from instructdiff_ray.pool.files import source_files
 from instructdiff_ray.pool.preview import SampledPool, preview_pool
-from instructdiff_ray.pool.readers import row_groups
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "sleeps"]
 

@@ -24,8 +24,9 @@ from hypothesis import strategies as st
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.pool import readers
 from instructdiff_ray.pool.files import find_files
-from instructdiff_ray.pool.readers import FileRange, RawRow, read_rows
+from instructdiff_ray.pool.readers import read_rows
 from instructdiff_ray.pool.schemas import parse_row
+from instructdiff_ray.pool.source import FileRange, RawRow
 from instructdiff_ray.sample import Reject
 
 ROWS = [

@@ -11,7 +11,8 @@ import pytest
 from instructdiff_ray.config.data import DataConfig
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.pool.files import find_files, source_files
-from instructdiff_ray.pool.readers import FileRange, RawRow, SourceFile, read_rows
+from instructdiff_ray.pool.readers import read_rows
+from instructdiff_ray.pool.source import FileRange, RawRow, SourceFile
 from instructdiff_ray.storage.filesystem import Folder
 
 

@@ -23,7 +23,8 @@ from pyarrow import fs as pafs
 
 from instructdiff_ray.errors import DamagedFile, UserError
 from instructdiff_ray.pool.files import find_files
-from instructdiff_ray.pool.readers import FileRange, read_rows
+from instructdiff_ray.pool.readers import read_rows
+from instructdiff_ray.pool.source import FileRange
 from instructdiff_ray.storage.artifacts import MANIFEST, Artifact, Storage, make_key
 from instructdiff_ray.storage.filesystem import PARQUET, Folder, absolute, join, open_filesystem
 from instructdiff_ray.storage.local_copy import local_copy

@@ -16,7 +16,8 @@ import pytest
 from huggingface_hub import constants, snapshot_download
 
 from instructdiff_ray.errors import UserError
-from instructdiff_ray.pool.readers import FileRange, SourceFile, count_newlines, read_rows
+from instructdiff_ray.pool.readers import count_newlines, read_rows
+from instructdiff_ray.pool.source import FileRange, SourceFile
 from instructdiff_ray.storage import hub_client
 from instructdiff_ray.storage.filesystem import open_filesystem
 from instructdiff_ray.storage.hub import pin, read_contents
