@@ -21,7 +21,7 @@ from instructdiff_ray.results.examples import (
     Turn,
     shorten,
 )
-from instructdiff_ray.results.report import MAX_PLOTTED_DOMAINS
+from instructdiff_ray.results.plots import MAX_PLOTTED_DOMAINS
 from instructdiff_ray.results.report import render_report as render
 from instructdiff_ray.storage.filesystem import Folder
 
