@@ -15,9 +15,9 @@ def training_memory(context: RunContext, plan: Plan) -> str | None:
     # Here, for it takes seconds to import what trains.
     from instructdiff_ray.engine.device import UNLIKE, model_unlike
     from instructdiff_ray.engine.memory import GIB
+    from instructdiff_ray.training.arguments import micro_batch_size
     from instructdiff_ray.training.batches import collate_packed
     from instructdiff_ray.training.memory import MemoryModel, Pass
-    from instructdiff_ray.training.worker import micro_batch_size
 
     config, resources = context.config, context.config.cluster.train
     trains = any(work.stage == "calibrate" for work in plan.work)

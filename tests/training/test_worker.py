@@ -29,13 +29,11 @@ from instructdiff_ray.progress import Progress
 from instructdiff_ray.sample import Part, sample_id
 from instructdiff_ray.storage.artifacts import Storage
 from instructdiff_ray.storage.filesystem import Folder
+from instructdiff_ray.training.arguments import micro_batch_size
 from instructdiff_ray.training.launch import EndOnUserError, fit
 from instructdiff_ray.training.task import EXAMPLES, TrainTask
 from instructdiff_ray.training.training_set import WriteExamples
-from instructdiff_ray.training.worker import (
-    base_model,
-    micro_batch_size,
-)
+from instructdiff_ray.training.worker import base_model
 from tests.devices import OnSmallDevices
 from tests.faults import Gate, killing
 
