@@ -32,7 +32,8 @@ from instructdiff_ray.demo.model import train_model
 from instructdiff_ray.demo.pool import prose, write_pool
 from instructdiff_ray.engine.metrics import SampleScorer
 from instructdiff_ray.models.encoding import EncoderSpec
-from instructdiff_ray.models.model import Model, find_model
+from instructdiff_ray.models.find import find_model
+from instructdiff_ray.models.model import Model
 from instructdiff_ray.pool.dataset import read_pool, stream
 from instructdiff_ray.pool.files import source_files
 from instructdiff_ray.pool.ingest import ingest

@@ -40,7 +40,7 @@ from instructdiff_ray.config.selection import SelectConfig
 from instructdiff_ray.demo.model import train_model
 from instructdiff_ray.demo.pool import prose
 from instructdiff_ray.models.encoding import EncoderSpec
-from instructdiff_ray.models.model import find_model
+from instructdiff_ray.models.find import find_model
 from instructdiff_ray.pool.files import source_files
 from instructdiff_ray.pool.ingest import ingest
 from instructdiff_ray.progress import Progress

@@ -43,7 +43,7 @@ from instructdiff_ray.demo.model import train_model
 from instructdiff_ray.demo.pool import prose
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.models.encoding import LIKELIHOOD, EncoderSpec
-from instructdiff_ray.models.model import find_model
+from instructdiff_ray.models.find import find_model
 from instructdiff_ray.pool.files import source_files
 from instructdiff_ray.pool.ingest import ingest
 from instructdiff_ray.pool.partition import id_prefixes

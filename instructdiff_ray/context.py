@@ -12,7 +12,8 @@ from instructdiff_ray.config.precision import choose_precision, processor_instru
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.errors import UserError, require
 from instructdiff_ray.models.encoding import EncoderSpec
-from instructdiff_ray.models.model import Model, find_model
+from instructdiff_ray.models.find import find_model
+from instructdiff_ray.models.model import Model
 from instructdiff_ray.pool.files import check_format, source_files
 from instructdiff_ray.pool.hub_data import is_hub, pin_paths
 from instructdiff_ray.pool.sampling import repeat_seed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,10 +21,15 @@ import ray.data  # here, for its log handlers keep the stream that stands when i
 import torch
 from hypothesis import HealthCheck, settings
 
-from instructdiff_ray.config.data import ModelConfig
+from instructdiff_ray.config.data import DataConfig, ModelConfig
+from instructdiff_ray.config.run import Config
+from instructdiff_ray.config.training import CalibrateConfig
+from instructdiff_ray.context import RunContext, prepare
 from instructdiff_ray.demo.model import train_model
-from instructdiff_ray.demo.pool import prose
-from instructdiff_ray.models.model import Model, find_model
+from instructdiff_ray.demo.pool import prose, write_pool
+from instructdiff_ray.models.find import find_model
+from instructdiff_ray.models.model import Model
+from instructdiff_ray.progress import Progress
 from tests.s3 import Server, serving
 
 # The models are tiny; more threads than one only wait for each other.
@@ -76,6 +82,20 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def model(model_folder: str) -> Model:
     return find_model(ModelConfig(base=model_folder))
+
+
+@pytest.fixture
+def context(tmp_path: Path, model_folder: str) -> RunContext:
+    """A command over twenty rows, before it has done anything."""
+    write_pool(str(tmp_path / "pool.jsonl"), size=20)
+    config = Config(
+        data=DataConfig(path=str(tmp_path / "pool.jsonl")),
+        model=ModelConfig(base=model_folder),
+        calibrate=CalibrateConfig(max_length=128),
+        storage=str(tmp_path / "storage"),
+        run_dir=str(tmp_path / "run"),
+    )
+    return prepare(config, Progress(io.StringIO()))
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,8 @@ import psutil
 import pytest
 
 from instructdiff_ray.config.data import ModelConfig
-from instructdiff_ray.models.model import Model, find_model
+from instructdiff_ray.models.find import find_model
+from instructdiff_ray.models.model import Model
 
 # The few samples on which a scorer tries out a model when it loads it count too. So a gate that is
 # to shut within a block, and not before it, lets this many more through.

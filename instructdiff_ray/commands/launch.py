@@ -27,7 +27,7 @@ from instructdiff_ray.context import RunContext, check_settings, list_data, prep
 from instructdiff_ray.demo.artifacts import DEMO, demo_model, demo_pool
 from instructdiff_ray.errors import UserError, require, user_error_in
 from instructdiff_ray.evaluation.lm_eval import check_tasks
-from instructdiff_ray.models.model import find_model
+from instructdiff_ray.models.find import find_model
 from instructdiff_ray.pool.hub_data import pin_paths
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.resources import missing_gpus

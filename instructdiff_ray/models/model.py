@@ -1,28 +1,18 @@
-"""Models on disk or on the hub: checked, identified, loaded."""
+"""A model that was found and checked, and what is loaded of it."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
-import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from httpx2 import HTTPError
-from huggingface_hub import HfApi, constants, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-from instructdiff_ray.config.data import ModelConfig
 from instructdiff_ray.errors import DamagedFile, UserError
-from instructdiff_ray.storage.artifacts import make_key
-from instructdiff_ray.storage.filesystem import Folder, absolute, is_uri
-from instructdiff_ray.storage.local_copy import cache_folder, local_copy
+from instructdiff_ray.models.folder import folder_identity
+from instructdiff_ray.storage.filesystem import Folder, is_uri
+from instructdiff_ray.storage.local_copy import local_copy
 from instructdiff_ray.telemetry import MODEL_LOAD_SECONDS
 
 # Transformers and torch are imported where they are needed: they take seconds and hundreds of MiB,
@@ -32,8 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
-# The files that determine what a model folder computes and how it reads text.
-CONTENT = (".safetensors", ".json", ".jinja", ".model", ".txt", ".py")
 
 
 @dataclass(frozen=True)
@@ -217,113 +205,3 @@ def models_by_domain(model: ModelByDomain | None) -> dict[str, Model]:
     if isinstance(model, Model):
         return {"": model}
     return dict(model or {})
-
-
-def find_model(config: ModelConfig, setting: str = "model.base") -> Model:
-    """Find and check the model that the configuration names; `setting` is where it does.
-
-    Raises UserError in one line where it is missing, has no weights or no tokenizer.
-    """
-    try:
-        return _find(config)
-    except UserError as error:
-        raise UserError(str(error).replace("model.base", setting)) from None
-
-
-def _find(config: ModelConfig) -> Model:
-    path = config.base
-    if not path:
-        raise UserError(
-            "model.base is not set; name a Hugging Face folder or a hub model, such as"
-            " model.base=Qwen/Qwen2.5-7B"
-        )
-    path = os.path.expanduser(path)
-    if is_uri(path) or os.path.isdir(path):
-        folder = absolute(path)
-        return _found(folder, None, config.trust_remote_code, folder_identity(local_copy(folder)))
-    if path.startswith(("/", ".")) or os.path.isfile(path) or path.count("/") > 1:
-        raise UserError(f"model.base={path} is no folder; name a Hugging Face model folder")
-    commit, names = _hub_commit(path, config.revision)
-    _check_files(path, names)
-    identity = make_key(hub=path, revision=commit)
-    return _found(path, commit, config.trust_remote_code, identity)
-
-
-def _hub_commit(name: str, revision: str | None) -> tuple[str, set[str]]:
-    """The commit that the revision stands for now, and the files in it.
-
-    All workers load this commit, whatever is pushed meanwhile, and the keys name it. Offline, it is
-    what the local hub cache holds.
-    """
-    try:
-        if constants.HF_HUB_OFFLINE:
-            folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
-            return folder.name, {path.name for path in folder.iterdir()}
-        info = HfApi().model_info(name, revision=revision)
-    except (OSError, HTTPError, HfHubHTTPError, HFValidationError) as error:
-        raise UserError(
-            f"model.base={name} is neither a folder here nor a hub model that can be reached"
-            f" ({_first_line(error)})"
-        ) from None
-    return str(info.sha), {file.rfilename for file in info.siblings or []}
-
-
-def _found(path: str, revision: str | None, trust: bool, identity: str) -> Model:
-    from transformers import AutoConfig
-
-    try:
-        config = AutoConfig.from_pretrained(
-            local_copy(path), revision=revision, trust_remote_code=trust
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.base={path} can't be loaded: {_first_line(error)}") from None
-    max_length = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return Model(path, revision, trust, identity, max_length)
-
-
-def folder_identity(folder: str) -> str:
-    """Short hash of all that a model folder's files hold. UserError where it is no such folder."""
-    files = sorted(p for p in Path(folder).iterdir() if p.suffix in CONTENT and p.is_file())
-    _check_files(folder, {path.name for path in files})
-    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
-        digests = list(pool.map(_known_digest, files))
-    return make_key(files={p.name: digest for p, digest in zip(files, digests, strict=True)})
-
-
-def _check_files(path: str, names: set[str]) -> None:
-    if "config.json" not in names:
-        raise UserError(f"model.base={path} has no config.json; name a Hugging Face model folder")
-    if not any(name.endswith(".safetensors") for name in names):
-        raise UserError(
-            f"model.base={path} has no weights (*.safetensors); other formats are not read, save"
-            " it again with `save_pretrained(safe_serialization=True)`"
-        )
-    if "tokenizer.json" not in names:
-        raise UserError(f"model.base={path} has no tokenizer.json; save its tokenizer there")
-
-
-def _known_digest(path: Path) -> str:
-    """The hash of a file. A model's files are large, and all runs and actors of a machine ask for
-    them: it is noted in the cache, and computed again when the file has changed."""
-    status = path.stat()
-    name = make_key(path=str(path), size=status.st_size, mtime_ns=status.st_mtime_ns)
-    digest = None
-    with suppress(OSError):  # a cache that can't be read or written costs time
-        noted = Folder(str(cache_folder() / "digests"))
-        digest = noted.read_bytes(name)
-        if digest is None:
-            digest = _file_digest(path).encode()
-            noted.write_bytes(name, digest)
-    return digest.decode() if digest else _file_digest(path)
-
-
-def _file_digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]

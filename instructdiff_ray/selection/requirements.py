@@ -11,7 +11,8 @@ from instructdiff_ray.config.run import Config
 from instructdiff_ray.config.training import FULL
 from instructdiff_ray.errors import UserError, require
 from instructdiff_ray.models.encoding import EncoderSpec
-from instructdiff_ray.models.model import Model, ModelByDomain, find_model
+from instructdiff_ray.models.find import find_model
+from instructdiff_ray.models.model import Model, ModelByDomain
 from instructdiff_ray.scoring.spec import ScoreSpec
 from instructdiff_ray.selection.guards import GUARDS
 from instructdiff_ray.selection.strategies import (

@@ -31,7 +31,8 @@ from instructdiff_ray.demo.pool import prose
 from instructdiff_ray.engine.batch import Batch, token_batches
 from instructdiff_ray.engine.lm_head import output_head
 from instructdiff_ray.engine.metrics import SampleScorer, Statistics, fused, token_nll_and_entropy
-from instructdiff_ray.models.model import Model, find_model
+from instructdiff_ray.models.find import find_model
+from instructdiff_ray.models.model import Model
 from instructdiff_ray.models.template import Encoded, Encoder
 from instructdiff_ray.sample import Part
 

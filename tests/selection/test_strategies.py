@@ -25,7 +25,8 @@ from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.demo.model import train_model
 from instructdiff_ray.demo.pool import prose, write_pool
 from instructdiff_ray.errors import UserError
-from instructdiff_ray.models.model import Model, find_model
+from instructdiff_ray.models.find import find_model
+from instructdiff_ray.models.model import Model
 from instructdiff_ray.models.rating import LINES, RatingEncoder
 from instructdiff_ray.pool.files import source_files
 from instructdiff_ray.pool.ingest import ingest
