@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 
 from instructdiff_ray.config.cluster import ClusterConfig
-from instructdiff_ray.config.data import DataConfig, ModelConfig
+from instructdiff_ray.config.data import DataConfig
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.config.selection import BaselineConfig, SelectConfig
-from instructdiff_ray.config.training import CalibrateConfig, EvaluateConfig
+from instructdiff_ray.config.training import EvaluateConfig
 from instructdiff_ray.context import RunContext, prepare
-from instructdiff_ray.demo.pool import write_pool
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.models import encoding
 from instructdiff_ray.models.encoding import EncoderSpec
@@ -27,18 +26,6 @@ from instructdiff_ray.storage.filesystem import Folder
 from instructdiff_ray.training.calibrate import model_artifact
 
 POOL = Pool(Folder("/nowhere"), "key", "digest", [], 1, False, {"pool": 0})
-
-
-@pytest.fixture
-def context(tmp_path: Path, model_folder: str) -> RunContext:
-    write_pool(str(tmp_path / "pool.jsonl"), size=20)
-    config = Config(
-        data=DataConfig(path=str(tmp_path / "pool.jsonl")),
-        model=ModelConfig(base=model_folder),
-        calibrate=CalibrateConfig(max_length=128),
-        storage=str(tmp_path / "storage"),
-    )
-    return prepare(config, Progress(io.StringIO()))
 
 
 def test_another_seed_keeps_the_models_and_files_that_were_found(context: RunContext) -> None:
@@ -62,7 +49,7 @@ def test_what_auto_stands_for_is_decided_before_any_key_is_made(context: RunCont
 
 
 def test_preparing_makes_nothing(context: RunContext) -> None:
-    assert not Path(context.storage.root).exists()
+    assert not Path(context.storage.root).exists() and not Path(context.folder.path).exists()
 
 
 def test_a_mistake_in_the_strategy_is_told_before_files_and_models_are_looked_for() -> None:

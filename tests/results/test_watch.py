@@ -12,11 +12,7 @@ from typing import Any
 
 import pytest
 
-from instructdiff_ray.config.data import DataConfig, ModelConfig
-from instructdiff_ray.config.run import Config
-from instructdiff_ray.config.training import CalibrateConfig
-from instructdiff_ray.context import RunContext, prepare
-from instructdiff_ray.demo.pool import write_pool
+from instructdiff_ray.context import RunContext
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.results import watch as module
@@ -24,19 +20,6 @@ from instructdiff_ray.results.status import FAILED, FINISHED, PROGRESS, RUNNING
 from instructdiff_ray.results.watch import Watch, failure_line, watched
 from instructdiff_ray.storage.filesystem import Folder
 from tests.s3 import Server
-
-
-@pytest.fixture
-def context(tmp_path: Path, model_folder: str) -> RunContext:
-    write_pool(str(tmp_path / "pool.jsonl"), size=20)
-    config = Config(
-        data=DataConfig(path=str(tmp_path / "pool.jsonl")),
-        model=ModelConfig(base=model_folder),
-        calibrate=CalibrateConfig(max_length=128),
-        storage=str(tmp_path / "storage"),
-        run_dir=str(tmp_path / "run"),
-    )
-    return prepare(config, Progress(io.StringIO()))
 
 
 def read(context: RunContext) -> dict[str, Any]:
