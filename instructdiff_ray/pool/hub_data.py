@@ -65,6 +65,11 @@ def hub_files(path: str, data: DataConfig) -> list[SourceFile]:
         )
         names = _named(place, contents.sizes, data.format)
     else:
+        require(
+            data.format is None,
+            f"data.format={data.format} is of named files, and data.path={place.repo} is a whole"
+            f" dataset: leave it out, or name files, as in {SCHEME}datasets/{place.repo}/*.txt",
+        )
         name = f"the dataset {place.repo}"
         names = sorted(choose_files(_subsets(contents), data.subset, data.split, name))
     require(

@@ -125,6 +125,7 @@ def test_files_folders_and_globs_are_read_as_they_are(hub: Hub) -> None:
     assert "c does not exist" in line_of(f"{place}/c")
     assert "holds no .jsonl" in line_of(f"{place}/c/*.jsonl")
     assert "leave out one of them" in line_of(f"{place}/a", split="train")
+    assert "data.format=csv is of named files" in line_of("org/name", format="csv")
 
 
 CARD = b"""---
