@@ -60,6 +60,7 @@ MISTAKES = {
     "no model": (["model.base=null"], "model.base is not set"),
     "no weights": (["model.base={tmp}/bare"], "has no weights"),
     "no such model": (["model.base=./nowhere"], "is no folder"),
+    "a URI of the Hub": (["model.base=hf://org/name"], "name a model of the Hub as org/name, with"),
     "beta and gamma": (["select.ratio=0.9"], "select.ratio=0.9 is more than select.reject_ratio"),
     "wrong type": (["select.ratio=tenth"], "select.ratio: Value 'tenth'"),
     "unknown key": (

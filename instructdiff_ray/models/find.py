@@ -37,6 +37,8 @@ def _find(config: ModelConfig) -> Model:
             " model.base=Qwen/Qwen2.5-7B"
         )
     path = os.path.expanduser(path)
+    if path.startswith("hf://"):
+        raise UserError(f"model.base={path}: name a model of the Hub as org/name, without hf://")
     if is_uri(path) or os.path.isdir(path):
         folder = absolute(path)
         return _found(folder, None, config.trust_remote_code, folder_identity(local_copy(folder)))
