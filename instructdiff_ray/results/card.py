@@ -19,6 +19,7 @@ from instructdiff_ray.results.composition import SOURCE
 from instructdiff_ray.results.formats import ALPACA_FILE, FORMATS_FOLDER, MESSAGES_FILE
 from instructdiff_ray.results.row_schema import Feature
 from instructdiff_ray.selection.strategies import STRATEGIES
+from instructdiff_ray.storage.artifacts import ATTEMPT
 
 CARD, CARD_TEMPLATE = "README.md", "card.md.j2"
 # Configurations of the data set: name → file, what it is.
@@ -183,10 +184,14 @@ def _settings(context: RunContext) -> dict[str, Any]:
 
 
 def model_name(model: Model) -> str:
-    """A hub model's name and commit; of a folder the last name, and the hash of what it holds."""
+    """A hub model's name and commit; of a folder the last name, of an artifact such as the demo's
+    model its kind and key, and the hash of what it holds."""
     if model.revision:
         return f"{model.path} at commit {model.revision}"
-    return f"{model.path.rstrip('/').split('/')[-1]} (a local folder; content {model.identity})"
+    names = model.path.rstrip("/").split("/")
+    attempt = next((i for i, name in enumerate(names) if i > 1 and name.startswith(ATTEMPT)), None)
+    name = " ".join(names[attempt - 2 : attempt]) if attempt else names[-1]
+    return f"{name} (a local folder; content {model.identity})"
 
 
 def _without_paths(summary: Mapping[str, Any]) -> list[dict[str, str]]:

@@ -115,6 +115,12 @@ def test_scores_from_elsewhere_are_named(tmp_path: Path) -> None:
     assert f"| base scores | of 1,234 samples taken over from me/scores@{'c' * 40} |" in text
 
 
+def test_a_model_in_storage_has_the_name_of_what_it_is(tmp_path: Path) -> None:
+    base = f"{tmp_path}/demo-model/0123456789abcdef/attempt-8372fd7e690b"
+    text = (make_run(tmp_path, base=base) / "README.md").read_text()
+    assert "| base model | demo-model 0123456789abcdef " in text and "attempt" not in text
+
+
 def test_every_column_that_a_ranking_can_have_is_explained() -> None:
     fields = [*RANKING, VALUE, PROBABILITY, DELTA_ENTROPY_STD]
     measures = [guard.measure for guard in GUARDS.values()]
