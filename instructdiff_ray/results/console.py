@@ -8,7 +8,7 @@ from typing import Any
 
 from instructdiff_ray.context import RunContext
 from instructdiff_ray.progress import duration
-from instructdiff_ray.results.labels import LABELS
+from instructdiff_ray.results.labels import LABELS, written
 from instructdiff_ray.results.status import REPORT
 from instructdiff_ray.selection.stability import (
     CORE_PROBABILITY,
@@ -106,8 +106,7 @@ def _domains(domains: Mapping[str, Mapping[str, Any]]) -> str:
     for name, domain in domains.items():
         measures = [(label, column) for column, label in LABELS.items() if column in domain]
         for label, column in measures:
-            points = [domain[column][point] for point in POINTS]
-            values = "".join(f"{'–' if p is None else f'{p:.3f}':>9}" for p in points)
+            values = "".join(f"{written(domain[column][point]):>9}" for point in POINTS)
             first = (label, column) == measures[0]
             counts = f"{domain['pool']:>10,}{domain['selected']:>10,}" if first else " " * 20
             lines.append(f"{name if first else '':<{width}}{counts}    {label:<9}{values}")

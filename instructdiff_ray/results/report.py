@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from instructdiff_ray.results.examples import Example
-from instructdiff_ray.results.labels import LABELS
+from instructdiff_ray.results.labels import LABELS, written
 from instructdiff_ray.results.plots import (
     CHOSEN_COLOUR,
     POOL_COLOUR,
@@ -122,7 +122,7 @@ def _facts(rows: Rows, wanted: NDArray[np.bool_]) -> dict[str, float | None]:
 
 
 def _format_nats(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}".replace("-", "\N{MINUS SIGN}")
+    return written(value).replace("-", "\N{MINUS SIGN}")
 
 
 def _format_change(value: float) -> str:
