@@ -33,7 +33,7 @@ $(READY): requirements.lock pyproject.toml
 # is locked keeps its version where it can.
 lock:
 	cp requirements.lock requirements.lock.new
-	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-header \
+	uv pip compile pyproject.toml --extra clean --extra dev --universal --python-version 3.11 --no-header \
 		--no-annotate --quiet --output-file requirements.lock.new
 	{ head -n 3 requirements.lock; grep -vE '^(nvidia-|cuda-|triton)' requirements.lock.new; } > .lock
 	mv .lock requirements.lock

@@ -14,6 +14,8 @@ from instructdiff_ray.errors import UserError, require
 from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.find import find_model
 from instructdiff_ray.models.model import Model
+from instructdiff_ray.pool.benchmarks import load_benchmarks, pin_benchmarks
+from instructdiff_ray.pool.cleaning import check_clean
 from instructdiff_ray.pool.files import check_format, source_files
 from instructdiff_ray.pool.hub_data import is_hub, pin_paths
 from instructdiff_ray.pool.sampling import repeat_seed
@@ -86,7 +88,12 @@ def prepare(config: Config, progress: Progress) -> RunContext:
     config = _with_precision(config, progress)
     storage = Storage(absolute(config.storage))
     folder = Folder(absolute(config.run_dir or f"{storage.root}/runs/{run_name()}"))
-    config = replace(config, data=pin_paths(config.data, progress.say))
+    config = replace(
+        config,
+        data=pin_paths(config.data, progress.say),
+        clean=pin_benchmarks(config.clean, progress.say),
+    )
+    load_benchmarks(config.clean)
     files = list_data(config.data)
     base = find_model(config.model)
     target = _find_target(config, base, progress)
@@ -104,6 +111,7 @@ def check_settings(config: Config) -> None:
     check_strategy(config)
     check_arms(config)
     check_format(config.data.format)
+    check_clean(config.clean)
     check_trackers(config.cluster.train.report_to)
     for path in (config.storage, config.run_dir or ""):
         absolute(path)

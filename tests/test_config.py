@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from instructdiff_ray.config.clean import CleanConfig
 from instructdiff_ray.config.cluster import ClusterConfig, ScoreResources, TrainResources
 from instructdiff_ray.config.data import DataConfig, TemplateConfig
 from instructdiff_ray.config.plan import PlanConfig
@@ -28,6 +29,10 @@ NAN, INF = math.nan, math.inf
 IMPOSSIBLE: list[tuple[Callable[..., Any], str, str, list[Any]]] = [
     (DataConfig, "over_long", "data.over_long", ["cut", ""]),
     (DataConfig, "limit", "data.limit", [0, -1, NAN]),
+    (CleanConfig, "near_duplicates", "clean.near_duplicates", [0, 0.49, 1.01, NAN]),
+    (CleanConfig, "ngram", "clean.ngram", [4, 0, -1]),
+    (CleanConfig, "min_response_tokens", "clean.min_response_tokens", [0, -1]),
+    (CleanConfig, "max_response_tokens", "clean.max_response_tokens", [0, -1]),
     (ClusterConfig, "patience_hours", "cluster.patience_hours", [0, -1, INF, NAN]),
     (PlanConfig, "tokens_per_second", "plan.tokens_per_second", [0, -1.0, NAN]),
     (PlanConfig, "price_per_hour", "plan.price_per_hour", [-0.01, NAN]),

@@ -27,8 +27,8 @@ class DataConfig:
         domains, and else gives all rows the configured domain.
     keep_duplicates: keep rows whose instruction and response were already read.
     over_long: reject | truncate what is longer than `calibrate.max_length` tokens.
-    max_reject_ratio: share of the rows read that may be rejected, duplicates aside, before the run
-        stops.
+    max_reject_ratio: share of the rows read that may be rejected, duplicates and what `clean`
+        leaves out aside, before the run stops.
     """
 
     path: Any = None

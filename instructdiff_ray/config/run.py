@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from instructdiff_ray.config.clean import CleanConfig
 from instructdiff_ray.config.cluster import ClusterConfig
 from instructdiff_ray.config.data import DataConfig, ModelConfig, TemplateConfig
 from instructdiff_ray.config.output import OutputConfig
@@ -39,6 +40,7 @@ class Config:
     """
 
     data: DataConfig = field(default_factory=DataConfig)
+    clean: CleanConfig = field(default_factory=CleanConfig)
     domain: str = "general"
     domains: dict[str, Any] = field(default_factory=dict)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -62,6 +64,10 @@ class Config:
             not (self.calibrate.optimizer != "adamw" and self.cluster.train.fsdp),
             f"cluster.train.fsdp=true and calibrate.optimizer={self.calibrate.optimizer} don't go"
             " together; leave out one",
+        )
+        require(
+            not (self.clean.near_duplicates is not None and self.data.keep_duplicates),
+            "data.keep_duplicates=true and clean.near_duplicates don't go together; leave out one",
         )
         require(self.rounds >= 1, f"rounds={self.rounds} must be ≥ 1")
         require(bool(self.domain.strip()), "domain must be a name")

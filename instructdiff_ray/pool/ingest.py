@@ -33,6 +33,7 @@ from instructdiff_ray.pool.chunks import (
     unpacked,
     with_lines,
 )
+from instructdiff_ray.pool.cleaning import REASONS, RowFilters, key_inputs
 from instructdiff_ray.pool.dataset import stream
 from instructdiff_ray.pool.dedup import deduplicate
 from instructdiff_ray.pool.files import source_files
@@ -75,6 +76,7 @@ def pool_artifact(
         "data": data,
         "domain": config.domain,
         **EncoderSpec.of(config, model).key_inputs(),
+        **key_inputs(config.clean),
     }
     return storage.artifact("pool", make_key(**inputs)), inputs
 
@@ -106,7 +108,8 @@ def _make_pool(
 ) -> FinishedArtifact:
     # One name for all attempts: each goes on with the parts of those before.
     writer = artifact.writer_at(f"{ATTEMPT}{make_key(pool=artifact.key, chunks=CHUNKING)[:12]}")
-    parse = ParseRows(config.data, config.domain, EncoderSpec.of(config, model), writer.folder)
+    filters, encoding = RowFilters.of(config.clean), EncoderSpec.of(config, model)
+    parse = ParseRows(config.data, config.domain, encoding, filters, writer.folder)
     # A limit is a quick look: one reader takes the first rows of all files in their order.
     first = config.data.limit
     groups = [[*map(FileRange, files)]] if first else [*reader_groups(files)]
@@ -199,11 +202,17 @@ class ParseRows:
     a receipt, one row."""
 
     def __init__(
-        self, data: DataConfig, domain: str, encoding: EncoderSpec, folder: Folder
+        self,
+        data: DataConfig,
+        domain: str,
+        encoding: EncoderSpec,
+        filters: RowFilters,
+        folder: Folder,
     ) -> None:
         self.data = data
         self.domain = domain
         self.encoding = encoding
+        self.filters = filters
         self.folder = folder
 
     def __call__(self, packed: pa.Table) -> pa.Table:
@@ -212,20 +221,24 @@ class ParseRows:
 
     def _write(self, chunk: Chunk) -> dict[str, int]:
         rows = chunk.rows.to_pylist()
-        parsed = parse_rows(rows, self.data, self.domain, self.encoding)
+        parsed = parse_rows(rows, self.data, self.domain, self.encoding, self.filters)
         self.folder.write_table(chunk.part, pa.Table.from_pylist(parsed, ROWS))
         return {"rows": len(rows), "characters": sum(len(row["text"]) for row in rows)}
 
 
 def parse_rows(
-    rows: Sequence[dict[str, Any]], data: DataConfig, domain: str, encoding: EncoderSpec
+    rows: Sequence[dict[str, Any]],
+    data: DataConfig,
+    domain: str,
+    encoding: EncoderSpec,
+    filters: RowFilters,
 ) -> list[dict[str, Any]]:
     """What becomes of rows of RAW_ROWS, as ROWS with what is null left out: samples with their
     tokens counted, and rejects. domain: of those that name none."""
     parsed = [_parse(row, data, domain) for row in rows]
     samples = [result[0] for result in parsed if not isinstance(result, Reject)]
     encoder = encoding.encoder()
-    encoded = iter(encoder.encode(samples))
+    encoded = iter(_filtered(samples, encoder.encode(samples), filters))
     asked = iter(encoder.instruction_tokens(samples))
     found = []
     for row, result in zip(rows, parsed, strict=True):
@@ -238,6 +251,20 @@ def parse_rows(
             columns |= _sample(*result, tokens, instruction_tokens)
         found.append(columns)
     return found
+
+
+def _filtered(
+    samples: Sequence[list[Part]], encoded: Sequence[Encoded | Reject], filters: RowFilters
+) -> list[Encoded | Reject]:
+    """The samples as they are encoded, or why they stay out of the pool."""
+    left = [number for number, sample in enumerate(encoded) if isinstance(sample, Encoded)]
+    lengths = [sum(sample.response) for sample in encoded if isinstance(sample, Encoded)]
+    result = [*encoded]
+    for number, reject in zip(
+        left, filters.check([samples[n] for n in left], lengths), strict=True
+    ):
+        result[number] = reject or encoded[number]
+    return result
 
 
 def _parse(row: dict[str, Any], data: DataConfig, domain: str) -> tuple[list[Part], str] | Reject:
@@ -269,7 +296,9 @@ def empty_pool(paths: Sequence[str], rejected: Mapping[str, int], hint: str | No
     if not rejected:
         return f"data.path={', '.join(paths)} holds no row"
     reasons = ", ".join(f"{reason} {count}" for reason, count in rejected.items())
-    advice = hint or "see data.columns and calibrate.max_length"
+    cleaned = sum(count for reason, count in rejected.items() if reason in REASONS)
+    settings = "clean" if cleaned * 2 > sum(rejected.values()) else "data.columns"
+    advice = hint or f"see {settings} and calibrate.max_length"
     return (
         f"data.path={', '.join(paths)} holds no valid row; all were rejected ({reasons}); {advice}"
     )

@@ -21,6 +21,7 @@ from instructdiff_ray.errors import UserError
 from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.model import Model
 from instructdiff_ray.pool.chunks import RAW_ROWS
+from instructdiff_ray.pool.cleaning import RowFilters
 from instructdiff_ray.pool.columnar import row_groups
 from instructdiff_ray.pool.ingest import empty_pool, parse_rows
 from instructdiff_ray.pool.pool import INDEX, Pool
@@ -78,7 +79,8 @@ def preview_pool(config: Config, files: Sequence[SourceFile], model: Model) -> S
     read = sum(group.rows for group in groups)
     rows = [row for group in groups for row in _in_proportion(group, read, draw)]
     raw = [dict(zip(RAW_ROWS.names, row, strict=True)) for row in rows]
-    parsed = parse_rows(raw, data, config.domain, EncoderSpec.of(config, model))
+    encoding, filters = EncoderSpec.of(config, model), RowFilters.of(config.clean)
+    parsed = parse_rows(raw, data, config.domain, encoding, filters)
     samples, reasons = _distinct(parsed, data.keep_duplicates)
     if not samples:
         raise UserError(empty_pool(data.paths, reasons))

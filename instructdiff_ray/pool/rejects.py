@@ -11,21 +11,24 @@ from typing import Any
 import pyarrow.compute as pc
 
 from instructdiff_ray.errors import UserError
+from instructdiff_ray.pool.cleaning import REASONS
 from instructdiff_ray.pool.pool import REJECTS_FILE, Pool
 from instructdiff_ray.pool.schemas import suggest_columns
 from instructdiff_ray.storage.filesystem import Folder
 
 UNKNOWN = "unknown_schema"
+WELL = ("duplicate", *REASONS)
 LOOKED_AT, SHOWN, VALUE_CHARACTERS, ROW_CHARACTERS = 100, 3, 40, 200
 
 
 def check_rejects(pool: Pool, limit: float, later: Mapping[str, int] | None = None) -> None:
     """Raises UserError where more than this share of all rows read was rejected.
 
-    later: rejects of later stages, by reason. Duplicates don't count: nothing is wrong with them.
+    later: rejects of later stages, by reason. Duplicates and what `clean` leaves out don't count:
+        nothing is wrong with them.
     """
     rejected = Counter(pool.counts["rejected"]) + Counter(later or {})
-    bad = {reason: count for reason, count in rejected.items() if reason != "duplicate"}
+    bad = {reason: count for reason, count in rejected.items() if reason not in WELL}
     read = pool.counts["read"]
     if sum(bad.values()) > limit * read:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in bad.items())

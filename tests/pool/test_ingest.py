@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from instructdiff_ray.config.clean import CleanConfig
 from instructdiff_ray.config.data import DataConfig
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.config.training import CalibrateConfig
@@ -49,10 +50,17 @@ Row = dict[str, Any]
 def run(model: Model, tmp_path: Path) -> Ingest:
     """Ingest with these settings of `data`, into one storage a test."""
 
-    def run(path: Any, calibrate: dict[str, Any] | None = None, **data: Any) -> Pool:
+    def run(
+        path: Any,
+        calibrate: dict[str, Any] | None = None,
+        clean: dict[str, Any] | None = None,
+        **data: Any,
+    ) -> Pool:
         path = [str(p) for p in path] if isinstance(path, list) else str(path)
         config = Config(
-            data=DataConfig(path=path, **data), calibrate=CalibrateConfig(**calibrate or {})
+            data=DataConfig(path=path, **data),
+            clean=CleanConfig(**clean or {}),
+            calibrate=CalibrateConfig(**calibrate or {}),
         )
         log = io.StringIO()
         return ingest(
