@@ -16,16 +16,19 @@ from instructdiff_ray.pool.benchmarks import load_benchmarks
 from instructdiff_ray.pool.contamination import Benchmarks
 from instructdiff_ray.pool.language import PACKAGE as LANGUAGES_PACKAGE
 from instructdiff_ray.pool.language import check_languages, foreign
+from instructdiff_ray.pool.similarity import PACKAGE as SIMILARITY_PACKAGE
+from instructdiff_ray.pool.similarity import check_similarity
 from instructdiff_ray.sample import Part, Reject
 
 VERSION = 1  # of what is cleaned away; raise it when the same settings leave another pool
 # Why samples go that are valid: nothing is wrong with them.
-REASONS = ("short_response", "long_response", "language", "contaminated")
+REASONS = ("short_response", "long_response", "language", "contaminated", "near_duplicate")
 
 
 def check_clean(clean: CleanConfig) -> None:
     """Raises UserError where a package is missing or a language is not known."""
     check_languages(clean.languages)
+    check_similarity(clean.near_duplicates)
 
 
 def key_inputs(clean: CleanConfig) -> dict[str, Any]:
@@ -36,6 +39,8 @@ def key_inputs(clean: CleanConfig) -> dict[str, Any]:
         inputs["languages"] = [*sorted({*clean.languages}), version(LANGUAGES_PACKAGE)]
     if benchmarks := load_benchmarks(clean):
         inputs["benchmarks"] = [clean.ngram, benchmarks.digest]
+    if clean.near_duplicates is not None:
+        inputs["near_duplicates"] = [clean.near_duplicates, version(SIMILARITY_PACKAGE)]
     for name in ("min_response_tokens", "max_response_tokens"):
         if (limit := getattr(clean, name)) is not None:
             inputs[name] = limit

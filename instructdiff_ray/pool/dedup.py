@@ -1,4 +1,4 @@
-"""The end of an ingest, on the cluster: exact duplicates found, the index and the rejects written.
+"""The end of an ingest, on the cluster: duplicates found, the index and the rejects written.
 
 A part is never written again: what of its rows is a duplicate stands in `duplicates.parquet`, and
 is dropped or numbered whenever the part is read (dataset.py).
@@ -19,8 +19,10 @@ import pyarrow.compute as pc
 import ray
 
 from instructdiff_ray.pool.dataset import duplicates_in, numbered_ids
+from instructdiff_ray.pool.near_duplicates import find_near_duplicates
 from instructdiff_ray.pool.partition import (
     MOST_PARTITIONS,
+    among,
     partition_count,
     partition_file,
     partition_numbers,
@@ -72,10 +74,16 @@ class PartitionInfo(NamedTuple):
     duplicates: pa.Table
 
 
-def deduplicate(parts: Sequence[str], keep_duplicates: bool, folder: Folder) -> dict[str, Any]:
+def deduplicate(
+    parts: Sequence[str],
+    keep_duplicates: bool,
+    folder: Folder,
+    near_duplicates: float | None = None,
+) -> dict[str, Any]:
     """Drop or number duplicates, write index and rejects, and give what the manifest notes.
 
     parts: names of the parts, in source order. Of equal samples the first in this order stays.
+    near_duplicates: the similarity from which samples are dropped too; None keeps them.
     """
     read, numbered = task(_read_narrow, outputs=2), list(enumerate(parts))
     tasks = [
@@ -83,17 +91,30 @@ def deduplicate(parts: Sequence[str], keep_duplicates: bool, folder: Folder) -> 
         for start in range(0, len(parts), PARTS_PER_TASK)
     ]
     counts = [PartCounts(*each) for each in results([counts for _, counts in tasks])]
-    count = partition_count(sum(each.samples for each in counts))
-    write = partial(_write_partition, count=count, keep_duplicates=keep_duplicates, folder=folder)
-    infos = for_each_partition([table for table, _ in tasks], count, write)
-    duplicates = pa.concat_tables(info.duplicates for info in infos)
-    in_order = [("part", "ascending"), ("row", "ascending")]
-    duplicates = duplicates.sort_by(in_order).combine_chunks()
+    samples = sum(each.samples for each in counts)
+    count, tables = partition_count(samples), [table for table, _ in tasks]
+    near = DUPLICATES.empty_table()
+    if near_duplicates is not None:
+        repeats = _in_order(for_each_partition(tables, count, _find_repeats))
+        near = find_near_duplicates(parts, samples, repeats, near_duplicates, folder)
+    write = partial(
+        _write_partition,
+        count=count,
+        keep_duplicates=keep_duplicates,
+        near=ray.put(near),
+        folder=folder,
+    )
+    infos = for_each_partition(tables, count, write)
+    duplicates = _in_order([near, *(info.duplicates for info in infos)])
     folder.write_table(DUPLICATES_FILE, duplicates)
     reasons = sum((each.reasons for each in counts), Counter[str]())
     dropped = DUPLICATES.empty_table() if keep_duplicates else duplicates
-    if dropped.num_rows:
-        reasons["duplicate"] += dropped.num_rows
+    for reason, number in (
+        ("duplicate", dropped.num_rows - near.num_rows),
+        ("near_duplicate", near.num_rows),
+    ):
+        if number > 0:
+            reasons[reason] += number
     rejecting = {n for each in counts for n in each.rejecting} | {
         *pc.unique(dropped["part"]).to_pylist()
     }
@@ -135,28 +156,61 @@ def _read_narrow(parts: Sequence[tuple[int, str]], folder: Folder) -> tuple[pa.T
     return pa.concat_tables(narrow).combine_chunks(), counts
 
 
-def _write_partition(
-    number: int, rows: pa.Table, count: int, keep_duplicates: bool, folder: Folder
-) -> PartitionInfo:
-    """Write a partition of the index, one of `count`. rows: of NARROW, duplicates among them."""
+def _in_order(duplicates: Sequence[pa.Table]) -> pa.Table:
+    """Tables of DUPLICATES as one, in source order."""
+    in_order = [("part", "ascending"), ("row", "ascending")]
+    return pa.concat_tables(duplicates).sort_by(in_order).combine_chunks()
+
+
+def _sorted_repeats(rows: pa.Table) -> tuple[pa.Table, np.ndarray]:
+    """Rows of NARROW by their ids, and how many equal samples were read before each."""
     rows = rows.sort_by([(name, "ascending") for name in ("sample_id", "part", "row")])
-    ids = rows["sample_id"].to_numpy().copy()
+    ids = rows["sample_id"].to_numpy()
     places = np.arange(len(ids))
     # Of equal samples the first one read stays: how many stand before a row in its group?
     starts = np.append(True, ids[1:] != ids[:-1])[: len(ids)]
-    repeats = (places - np.maximum.accumulate(np.where(starts, places, 0))).astype(np.int32)
+    return rows, (places - np.maximum.accumulate(np.where(starts, places, 0))).astype(np.int32)
+
+
+def _repeated(rows: pa.Table, repeats: np.ndarray) -> pa.Table:
+    """The rows that were read before, as DUPLICATES."""
     again = np.flatnonzero(repeats)
     moved = rows.take(again).append_column("repeat", pa.array(repeats[again]))
-    duplicates = moved.select(DUPLICATES.names)
+    return moved.select(DUPLICATES.names)
+
+
+def _find_repeats(number: int, rows: pa.Table) -> pa.Table:
+    return _repeated(*_sorted_repeats(rows))
+
+
+def _write_partition(
+    number: int,
+    rows: pa.Table,
+    count: int,
+    keep_duplicates: bool,
+    near: ray.ObjectRef,
+    folder: Folder,
+) -> PartitionInfo:
+    """Write a partition of the index, one of `count`. rows: of NARROW, duplicates among them; near:
+    of the whole pool, and none where duplicates are kept."""
+    rows, repeats = _sorted_repeats(rows)
+    duplicates = _repeated(rows, repeats)
     if keep_duplicates:
+        ids, again = rows["sample_id"].to_numpy().copy(), np.flatnonzero(repeats)
         ids[again] = numbered_ids(duplicates).to_numpy(zero_copy_only=False)
         named = rows.set_column(0, NARROW.field(0), pa.array(ids, pa.string()))
         rows = named.sort_by("sample_id")
     else:
-        rows = rows.filter(pa.array(repeats == 0))
+        going = among(_places(rows), _places(ray.get(near)))
+        rows = rows.filter(pa.array((repeats == 0) & ~going))
     folder.write_table(partition_file("index", number), rows.select(INDEX.names).cast(INDEX))
     truncated = pc.sum(rows["truncated"]).as_py() or 0
     return PartitionInfo(rows.num_rows, truncated, _hashes(number, count, rows), duplicates)
+
+
+def _places(rows: pa.Table) -> np.ndarray:
+    """A number for each row, in source order."""
+    return (rows["part"].to_numpy().astype(np.int64) << 32) | rows["row"].to_numpy()
 
 
 def _hashes(number: int, count: int, rows: pa.Table) -> list[bytes]:
@@ -204,7 +258,9 @@ def _rejects_in(part: tuple[int, str], dropped: pa.Table, folder: Folder) -> pa.
     reasons, details = table["reason"].to_pylist(), table["detail"].to_pylist()
     for duplicate in again.to_pylist():
         row = duplicate["row"]
-        reasons[row], details[row] = "duplicate", f"same as {duplicate['sample_id']}"
+        near, other = duplicate["repeat"] == 0, duplicate["sample_id"]
+        reasons[row] = "near_duplicate" if near else "duplicate"
+        details[row] = f"like {other}" if near else f"same as {other}"
     source = pc.utf8_slice_codeunits(table["source"], 0, REJECT_SOURCE_CHARACTERS)
     columns = {"file": table["file"], "line": table["line"], "reason": reasons, "detail": details}
     rejects = pa.table([*columns.values(), source], schema=REJECTS)

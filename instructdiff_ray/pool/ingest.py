@@ -119,7 +119,8 @@ def _make_pool(
             _check_unchanged(config.data, files, writer)
         parts = sorted(parsed_parts(writer.folder))
         _check_complete(len(groups), parts)
-        info = deduplicate(parts, config.data.keep_duplicates, writer.folder)
+        near = config.clean.near_duplicates
+        info = deduplicate(parts, config.data.keep_duplicates, writer.folder, near)
         if not info["counts"]["pool"]:
             rejected = info["counts"]["rejected"]
             hint = column_hint(writer.folder, rejected)

@@ -46,7 +46,8 @@ REJECTS = pa.schema(
         ("source", pa.large_string()),
     ]
 )
-# Samples that were read before: where they stand, and how many equal ones were read before them.
+# Samples that go: where they stand, the id of the one that stays, and how many equal ones were read
+# before them. Of near-duplicates this is 0.
 DUPLICATES = pa.schema(
     [
         ("part", pa.int32()),

@@ -1,0 +1,151 @@
+"""How alike texts are, by their shingles: sets of three words in a row.
+
+Candidates are texts that share a bucket of MinHash signatures (by rensa, the extra `clean`); of
+these, exact Jaccard similarity decides. So nothing is called alike that is not, and what is alike
+is missed once in a hundred times at most where it is only just so, and hardly ever where it is
+more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
+
+import numpy as np
+
+from instructdiff_ray.errors import require
+from instructdiff_ray.pool.words import FACTOR, HashedTexts, hashed, words
+
+PACKAGE = "rensa"
+SHINGLE = 3
+SIGNATURE, SEED = 128, 1
+# Of pairs that are just as similar as asked, the share that comes to share a bucket.
+RECALL = 0.99
+# A shingle leads to so many earlier texts at most, and a text is compared with so many: thousands
+# that differ in a word, each unlike the others, would all be compared otherwise.
+MOST_COMPARED = 64
+ROUNDING = 1e-9
+
+
+def check_similarity(similarity: float | None) -> None:
+    """Raises UserError where the library is wanted and not installed."""
+    require(
+        similarity is None or find_spec(PACKAGE) is not None,
+        f"clean.near_duplicates needs {PACKAGE} on all machines: pip install"
+        " 'instructdiff-ray[clean]'",
+    )
+
+
+def shingles(texts: Sequence[str]) -> HashedTexts:
+    """The hashes of each text's shingles, one behind the other, as often as they come. A text of
+    fewer words is one shingle; one without words has none."""
+    by_word = hashed([words(text) for text in texts])
+    runs = [by_word.windows(SHINGLE)]
+    for size in range(1, SHINGLE):
+        values, of = by_word.windows(size)
+        whole = by_word.sizes[of] == size
+        runs.append((values[whole], of[whole]))
+    values, of = (np.concatenate(each) for each in zip(*runs, strict=True))
+    order = np.argsort(of, kind="stable")
+    counts = np.bincount(of, minlength=len(texts))
+    return HashedTexts(values[order], np.append(0, np.cumsum(counts)))
+
+
+@cache
+def band_rows(similarity: float) -> int:
+    """How many values of a signature are a band: as many as leave the recall, for more of them
+    make fewer candidates in vain."""
+
+    def recall(rows: int) -> float:
+        return 1 - (1 - similarity**rows) ** (SIGNATURE // rows)
+
+    return max(rows for rows in range(1, SIGNATURE + 1) if recall(rows) >= RECALL)
+
+
+def band_count(similarity: float) -> int:
+    """In how many buckets each text is."""
+    return SIGNATURE // band_rows(similarity)
+
+
+def buckets(texts: HashedTexts, similarity: float) -> np.ndarray:
+    """The buckets of each text that has shingles: uint64 [N, bands]. Texts that are alike share one
+    of them, very likely."""
+    from rensa import RMinHash
+
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(
+        texts.values, texts.starts.astype(np.uint64), SIGNATURE, SEED
+    )
+    rows, bands = band_rows(similarity), band_count(similarity)
+    signatures = np.array(matrix.to_rows(), np.uint64).reshape(-1, SIGNATURE)
+    signatures = signatures[:, : bands * rows].reshape(-1, bands, rows)
+    # Equal values in different bands are different buckets.
+    total = np.broadcast_to(np.arange(1, bands + 1, dtype=np.uint64), signatures.shape[:2])
+    for row in range(rows):
+        total = (total + signatures[:, :, row]) * FACTOR
+        total = total ^ (total >> np.uint64(29))
+    return total * FACTOR
+
+
+def components(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The nodes of a graph with these edges, sorted, and of each the least node that it is
+    connected with."""
+    nodes, ends = np.unique(np.concatenate([first, second]), return_inverse=True)
+    a, b = ends[: len(first)], ends[len(first) :]
+    roots = np.arange(len(nodes))
+    while len(a):
+        low = np.minimum(roots[a], roots[b])
+        np.minimum.at(roots, roots[a], low)
+        np.minimum.at(roots, roots[b], low)
+        while not np.array_equal(roots, above := roots[roots]):
+            roots = above
+        apart = roots[a] != roots[b]
+        a, b = a[apart], b[apart]
+    return nodes, nodes[roots]
+
+
+def find_alike(sets: Sequence[np.ndarray], similarity: float, staying: int = 0) -> np.ndarray:
+    """Of each text the number of an earlier one that stays and is like it, or −1: it stays itself.
+
+    sets: of each its shingles, sorted, each once. staying: so many of the first are known to stay.
+
+    Two sets that are alike have one of their rarest shingles in common: those that are left when
+    as many are taken away as they must share at least, less one (prefix filtering, as in Bayardo
+    et al. 2007). So a text is compared with the earlier ones that one of its rarest leads to.
+    """
+    ranked = _rarest_first(sets)
+    alike = np.full(len(sets), -1)
+    led_to: dict[int, list[int]] = defaultdict(list)
+    for number, ranks in enumerate(ranked):
+        least = math.ceil(similarity * len(ranks) - ROUNDING)
+        rarest = ranks[: len(ranks) - least + 1].tolist()
+        if number >= staying:
+            shared = Counter(other for rank in rarest for other in led_to.get(rank, ()))
+            nearest = sorted(shared, key=lambda other: (-shared[other], other))[:MOST_COMPARED]
+            alike[number] = next((n for n in nearest if _alike(ranks, ranked[n], similarity)), -1)
+        if alike[number] < 0:
+            for rank in rarest:
+                if len(led_to[rank]) < MOST_COMPARED:
+                    led_to[rank].append(number)
+    return alike
+
+
+def _rarest_first(sets: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Each set with its shingles as their ranks, sorted: the rarer in all sets, the lower."""
+    starts = np.cumsum([len(each) for each in sets])[:-1]
+    values, places, counts = np.unique(
+        np.concatenate([np.empty(0, np.uint64), *sets]), return_inverse=True, return_counts=True
+    )
+    ranks = np.empty(len(values), np.int32)
+    ranks[np.argsort(counts, kind="stable")] = np.arange(len(values), dtype=np.int32)
+    return [np.sort(each) for each in np.split(ranks[places], starts)] if len(sets) else []
+
+
+def _alike(first: np.ndarray, second: np.ndarray, similarity: float) -> bool:
+    """Whether two sets, sorted, have this Jaccard similarity."""
+    if min(len(first), len(second)) < similarity * max(len(first), len(second)) - ROUNDING:
+        return False
+    common = np.intersect1d(first, second, assume_unique=True).size
+    return bool(common >= similarity * (len(first) + len(second) - common) - ROUNDING)
