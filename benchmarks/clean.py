@@ -44,7 +44,7 @@ from instructdiff_ray.pool.dedup import deduplicate
 from instructdiff_ray.pool.pool import DUPLICATES_FILE, REJECTS_FILE, ROWS, Pool
 from instructdiff_ray.pool.readers import FORMAT_OF, FileRange, SourceFile, extension, read_rows
 from instructdiff_ray.pool.schemas import parse_row
-from instructdiff_ray.pool.similarity import SEED, SIGNATURE, shingles
+from instructdiff_ray.pool.similarity import SEED, SIGNATURE, sets_of, shingles
 from instructdiff_ray.pool.tasks import results, task
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.sample import Reject
@@ -247,8 +247,7 @@ def judge(pool: Pool, rows: int) -> dict[str, Any]:
 
 def jaccard(first: str, second: str) -> float:
     """Similarity of two texts."""
-    texts = shingles([first, second])
-    sets = [{*each.tolist()} for each in np.split(texts.values, texts.starts[1:-1])]
+    sets = [{*each.tolist()} for each in sets_of(shingles([first, second]))]
     return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
 
 

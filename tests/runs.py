@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from instructdiff_ray.config.clean import CleanConfig
 from instructdiff_ray.config.data import ModelConfig
 from instructdiff_ray.config.output import FORMATS, OutputConfig
 from instructdiff_ray.config.run import Config
@@ -51,6 +52,7 @@ def make_run(
     base: str = "/home/someone/models/tiny",
     revision: str | None = None,
     rejects: Sequence[dict[str, Any]] = (),
+    clean: CleanConfig | None = None,
     **summary: Any,
 ) -> Path:
     """A finished run whose selection is these rows, each block of ten written at once."""
@@ -67,7 +69,11 @@ def make_run(
     values = summary_of({"math": ranked(100)}) | {"concentrations": []} | summary
     values["counts"] = {**values["counts"], "selected": len(rows)}
     model = Model(base, revision, False, "1234", None)
-    config = Config(model=ModelConfig(base=base), output=OutputConfig([*formats]))
+    config = Config(
+        model=ModelConfig(base=base),
+        output=OutputConfig([*formats]),
+        clean=clean or CleanConfig(),
+    )
     context = RunContext(
         config, [], model, model, {}, Storage(str(path)), folder, Progress(io.StringIO())
     )

@@ -25,8 +25,10 @@ from instructdiff_ray.pool.pool import DUPLICATES
 from instructdiff_ray.pool.similarity import (
     band_count,
     buckets,
+    compared_text,
     components,
     find_alike,
+    sets_of,
     shingles,
 )
 from instructdiff_ray.pool.tasks import results, task
@@ -106,10 +108,7 @@ def _listed(references: Any) -> list[ray.ObjectRef]:
 def _read_texts(
     parts: Sequence[Part], left_out: pa.Table, folder: Folder, wanted: np.ndarray | None = None
 ) -> Iterator[tuple[np.ndarray, pa.Array, list[str]]]:
-    """Of each part its samples' places, ids and texts. wanted: the places of those that are.
-
-    System prompts are no part of the text: many samples have the same, which says nothing of them.
-    """
+    """Of each part its samples' places, ids and texts. wanted: the places of those that are."""
     for number, name in parts:
         first = number << ROW_BITS
         if wanted is not None and not _between(wanted, first, first + (1 << ROW_BITS)).size:
@@ -121,10 +120,7 @@ def _read_texts(
             keep &= np.isin(first + np.arange(len(keep)), wanted)
         places = first + np.flatnonzero(keep)
         kept = table.filter(pa.array(keep))
-        texts = [
-            "\n".join(part["text"] for part in parts if part["kind"] != "system")
-            for parts in kept["parts"].to_pylist()
-        ]
+        texts = [compared_text(parts) for parts in kept["parts"].to_pylist()]
         yield places, kept["sample_id"].combine_chunks(), texts
 
 
@@ -207,8 +203,7 @@ def _read_sets(
     wanted, numbers = groups["place"].to_numpy(), groups["group"].to_numpy()
     tables = [SETS.empty_table()]
     for places, ids, texts in _read_texts(parts, left_out, folder, wanted):
-        runs = shingles(texts)
-        sets = [np.unique(each) for each in np.split(runs.values, runs.starts[1:-1])]
+        sets = sets_of(shingles(texts))
         ends = np.cumsum([0, *map(len, sets)], dtype=np.int32)
         lists = pa.ListArray.from_arrays(ends, np.concatenate(sets))
         tables.append(pa.table([places, ids, lists], schema=SETS))

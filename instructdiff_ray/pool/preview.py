@@ -26,6 +26,7 @@ from instructdiff_ray.pool.columnar import row_groups
 from instructdiff_ray.pool.ingest import empty_pool, parse_rows
 from instructdiff_ray.pool.pool import INDEX, Pool
 from instructdiff_ray.pool.readers import FORMATS, read_rows
+from instructdiff_ray.pool.similarity import compared_text, find_alike, sets_of, shingles
 from instructdiff_ray.pool.source import FileRange, SourceFile
 from instructdiff_ray.storage.filesystem import Folder
 
@@ -82,10 +83,13 @@ def preview_pool(config: Config, files: Sequence[SourceFile], model: Model) -> S
     encoding, filters = EncoderSpec.of(config, model), RowFilters.of(config.clean)
     parsed = parse_rows(raw, data, config.domain, encoding, filters)
     samples, reasons = _distinct(parsed, data.keep_duplicates)
+    if config.clean.near_duplicates is not None:
+        samples, near = _unlike(samples, config.clean.near_duplicates)
+        reasons["near_duplicate"] = near
     if not samples:
         raise UserError(empty_pool(data.paths, reasons))
     scale = read / len(rows)
-    scaled = {reason: round(count * scale) for reason, count in sorted(reasons.items())}
+    scaled = {reason: round(count * scale) for reason, count in sorted((+reasons).items())}
     counts = {
         "read": round(read),
         "rejected": scaled,
@@ -188,3 +192,13 @@ def _distinct(
         else:
             samples[name] = {**row, "sample_id": name}
     return list(samples.values()), reasons
+
+
+def _unlike(
+    samples: Sequence[dict[str, Any]], similarity: float
+) -> tuple[list[dict[str, Any]], int]:
+    """The samples without near-duplicates of others of them, and how many those are."""
+    texts = [compared_text(sample["parts"]) for sample in samples]
+    alike = find_alike(sets_of(shingles(texts)), similarity)
+    left = [sample for sample, other in zip(samples, alike, strict=True) if other < 0]
+    return left, len(samples) - len(left)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.util import find_spec
 
@@ -39,6 +39,12 @@ def check_similarity(similarity: float | None) -> None:
     )
 
 
+def compared_text(parts: Sequence[Mapping[str, str]]) -> str:
+    """The text of a sample's parts. System prompts are left aside: many samples have the same,
+    which says nothing of them."""
+    return "\n".join(part["text"] for part in parts if part["kind"] != "system")
+
+
 def shingles(texts: Sequence[str]) -> HashedTexts:
     """The hashes of each text's shingles, one behind the other, as often as they come. A text of
     fewer words is one shingle; one without words has none."""
@@ -52,6 +58,11 @@ def shingles(texts: Sequence[str]) -> HashedTexts:
     order = np.argsort(of, kind="stable")
     counts = np.bincount(of, minlength=len(texts))
     return HashedTexts(values[order], np.append(0, np.cumsum(counts)))
+
+
+def sets_of(texts: HashedTexts) -> list[np.ndarray]:
+    """Of each text its shingles, sorted, each once."""
+    return [np.unique(each) for each in np.split(texts.values, texts.starts[1:-1])]
 
 
 @cache

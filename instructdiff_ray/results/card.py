@@ -13,8 +13,10 @@ from typing import Any
 import jinja2
 from huggingface_hub import DatasetCardData
 
+from instructdiff_ray.config.clean import CleanConfig
 from instructdiff_ray.context import RunContext
 from instructdiff_ray.models.model import Model
+from instructdiff_ray.pool.hub_data import is_hub
 from instructdiff_ray.results.composition import SOURCE
 from instructdiff_ray.results.formats import ALPACA_FILE, FORMATS_FOLDER, MESSAGES_FILE
 from instructdiff_ray.results.row_schema import Feature
@@ -175,12 +177,28 @@ def _settings(context: RunContext) -> dict[str, Any]:
             "calibrations (`calibrate.repeats`)": calibrate.repeats,
             "rounds": config.rounds,
         }
+    shown |= _cleaned(config.clean)
     if select.mixture:
         shares = (f"{domain} {share:g}" for domain, share in select.mixture.items())
         shown |= {"mixture, of the selection (`select.mixture`)": ", ".join(shares)}
     if config.domains:
         shown["domains with settings of their own"] = ", ".join(config.domains)
     return {**shown, "seed": config.seed}
+
+
+def _cleaned(clean: CleanConfig) -> dict[str, Any]:
+    """What was left out of the pool on purpose; of files of benchmarks the last names."""
+    benchmarks = [
+        path if is_hub(path) else path.rstrip("/").rsplit("/", 1)[-1] for path in clean.benchmarks
+    ]
+    shown = {
+        "near-duplicates from (`clean.near_duplicates`)": clean.near_duplicates,
+        "languages (`clean.languages`)": ", ".join(clean.languages),
+        f"texts of benchmarks, {clean.ngram} words (`clean.benchmarks`)": ", ".join(benchmarks),
+        "response tokens at least (`clean.min_response_tokens`)": clean.min_response_tokens,
+        "response tokens at most (`clean.max_response_tokens`)": clean.max_response_tokens,
+    }
+    return {name: value for name, value in shown.items() if value}
 
 
 def model_name(model: Model) -> str:

@@ -20,6 +20,7 @@ from instructdiff_ray.errors import UserError
 from instructdiff_ray.models.encoding import EncoderSpec
 from instructdiff_ray.models.model import Model
 from instructdiff_ray.pool.cleaning import RowFilters, key_inputs
+from instructdiff_ray.pool.files import source_files
 from instructdiff_ray.pool.ingest import empty_pool, parse_rows
 from instructdiff_ray.pool.pool import Pool
 from instructdiff_ray.pool.preview import preview_pool
@@ -78,6 +79,20 @@ def test_each_filter_names_its_reason_and_leaves_the_other_rows_alone(
     assert parsed[0] == everything[0] and "sample_id" not in parsed[1]
 
 
+def test_a_plan_sees_near_duplicates_among_the_rows_that_it_looks_at(
+    model: Model, tmp_path: Path
+) -> None:
+    path, text = tmp_path / "pool.jsonl", " ".join(f"word{n}" for n in range(40))
+    rows = [{"question": "Say it.", "answer": f"{text} {end}"} for end in ("twice", "thrice", "")]
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in [*rows, *ROWS, ROWS[0]]))
+    config = Config(data=DataConfig(path=str(path)), calibrate=CalibrateConfig(max_length=512))
+    for similarity, near in ((None, {}), (0.8, {"near_duplicate": 2})):
+        cleaned = replace(config, clean=CleanConfig(near_duplicates=similarity))
+        pool = preview_pool(cleaned, source_files(cleaned.data), model)
+        assert pool.counts["rejected"] == {"duplicate": 1} | near
+        assert pool.counts["read"] == len(pool) + sum(pool.counts["rejected"].values())
+
+
 def test_a_plan_looks_at_rows_through_the_same_filters(
     clean: CleanConfig, model: Model, tmp_path: Path
 ) -> None:
@@ -100,6 +115,8 @@ def test_only_what_is_on_is_in_the_key(clean: CleanConfig, tmp_path: Path) -> No
     assert key_inputs(CleanConfig()) == key_inputs(CleanConfig(ngram=8)) == {}
     variants = [
         clean,
+        replace(clean, near_duplicates=0.8),
+        replace(clean, near_duplicates=0.9),
         replace(clean, ngram=8),
         replace(clean, benchmarks=[]),
         replace(clean, languages=[]),
@@ -110,7 +127,7 @@ def test_only_what_is_on_is_in_the_key(clean: CleanConfig, tmp_path: Path) -> No
     keys = [json.dumps(key_inputs(variant)) for variant in variants]
     assert len({*keys}) == len(variants)
     turned = replace(clean, languages=["de", "en"])
-    assert json.dumps(key_inputs(turned)) == keys[4]
+    assert json.dumps(key_inputs(turned)) == keys[6]
     moved = tmp_path / "moved.txt"
     moved.write_bytes(Path(clean.benchmarks[0]).read_bytes())
     assert json.dumps(key_inputs(replace(clean, benchmarks=[str(moved)]))) == keys[0]

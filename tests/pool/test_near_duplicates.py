@@ -15,9 +15,10 @@ from instructdiff_ray.pool import near_duplicates
 from instructdiff_ray.pool.dedup import deduplicate
 from instructdiff_ray.pool.near_duplicates import COMPARED_PER_TASK, SETS, _compare, _grouped
 from instructdiff_ray.pool.pool import DUPLICATES_FILE, REJECTS_FILE, ROWS, Pool
+from instructdiff_ray.pool.similarity import compared_text, sets_of, shingles
 from instructdiff_ray.sample import Part, sample_id
 from instructdiff_ray.storage.filesystem import Folder
-from tests.pool.test_similarity import mixed_texts, plain_search, sets_of
+from tests.pool.test_similarity import mixed_texts, plain_search
 from tests.pools import samples
 
 
@@ -72,7 +73,7 @@ def test_near_duplicates_go_whatever_parts_and_tasks_there_are(
     valid = [each for each in rows if "reason" not in each]
     first = {each["sample_id"]: each for each in reversed(valid)}
     distinct = [each for each in valid if first[each["sample_id"]] is each]
-    by_text = sets_of(["\n".join(p["text"] for p in each["parts"]) for each in distinct])
+    by_text = sets_of(shingles([compared_text(each["parts"]) for each in distinct]))
     expected = [
         each["line"]
         for each, going in zip(distinct, plain_search(by_text, 0.8), strict=True)
@@ -120,7 +121,7 @@ def test_small_trees_share_a_group_and_a_large_one_is_a_chain() -> None:
 
 
 def test_a_chain_of_groups_comes_out_as_one_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    sets = sets_of(mixed_texts(200, seed=4))
+    sets = sets_of(shingles(mixed_texts(200, seed=4)))
     table = pa.table(
         [np.arange(200), [f"id{n}" for n in range(200)], [each.tolist() for each in sets]],
         schema=SETS,

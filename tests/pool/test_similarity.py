@@ -22,16 +22,12 @@ from instructdiff_ray.pool.similarity import (
     check_similarity,
     components,
     find_alike,
+    sets_of,
     shingles,
 )
 from instructdiff_ray.pool.words import words
 
 WORDS = [f"w{n}" for n in range(2000)]
-
-
-def sets_of(texts: Sequence[str]) -> list[np.ndarray]:
-    runs = shingles(texts)
-    return [np.unique(each) for each in np.split(runs.values, runs.starts[1:-1])]
 
 
 def jaccard(first: set, second: set) -> float:
@@ -60,7 +56,7 @@ def mixed_texts(count: int, seed: int) -> list[str]:
 
 def test_shingles_are_three_words_in_a_row_and_short_texts_are_one() -> None:
     texts = ["a b c d", "A, b c!", "a b", "c", "", "a b c a b c"]
-    sets = sets_of(texts)
+    sets = sets_of(shingles(texts))
     assert [len(each) for each in sets] == [2, 1, 1, 1, 0, 3]
     assert sets[1][0] in sets[0]
     expected = [
@@ -82,7 +78,7 @@ def test_what_is_just_similar_enough_shares_a_bucket_nearly_always(value: float)
 @pytest.mark.parametrize("value", [0.5, 0.8, 0.95])
 def test_buckets_bring_alike_texts_together_and_few_others(value: float) -> None:
     texts = mixed_texts(360, seed=1)
-    sets = [{*each.tolist()} for each in sets_of(texts)]
+    sets = [{*each.tolist()} for each in sets_of(shingles(texts))]
     of = [{*each} for each in buckets(shingles(texts), value).tolist()]
     alike, together, others, by_chance = 0, 0, 0, 0
     for a in range(len(texts)):
@@ -129,7 +125,7 @@ def test_what_goes_is_what_a_comparison_of_all_pairs_says(drawn: list[set], valu
 
 @pytest.mark.parametrize("value", [0.5, 0.8, 0.95])
 def test_some_hundred_texts_come_out_as_all_pairs_say(value: float) -> None:
-    sets = sets_of(mixed_texts(400, seed=2))
+    sets = sets_of(shingles(mixed_texts(400, seed=2)))
     going = (check_alike(sets, value) >= 0).tolist()
     assert going == plain_search(sets, value)
     assert 20 < sum(going) < 380
@@ -164,7 +160,7 @@ def test_thousands_of_one_template_are_not_all_compared(
 
 
 def test_what_has_no_words_is_like_nothing() -> None:
-    sets = sets_of(["", "…", "😀", "a b c", "a b c"])
+    sets = sets_of(shingles(["", "…", "😀", "a b c", "a b c"]))
     assert (find_alike(sets, 0.8) >= 0).tolist() == [False, False, False, False, True]
 
 

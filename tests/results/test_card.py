@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import DatasetCard, DatasetCardData
 
+from instructdiff_ray.config.clean import CleanConfig
 from instructdiff_ray.results.card import COLUMNS, plain, size_category
 from instructdiff_ray.selection.guards import GUARDS
 from instructdiff_ray.selection.ranking import DELTA_ENTROPY_STD, PROBABILITY, RANKING, VALUE
@@ -165,3 +166,14 @@ def test_datasets_loads_the_tables_where_rows_have_no_schema(tmp_path: Path) -> 
     for name, count in {"alpaca": 2, "ranking": 1}.items():
         loaded = datasets.load_dataset(str(folder), name, cache_dir=str(tmp_path / "cache"))
         assert len(loaded["train"]) == count
+
+
+def test_what_was_left_out_on_purpose_is_told_without_paths(tmp_path: Path) -> None:
+    hub = f"hf://datasets/org/name@{COMMIT}"
+    clean = CleanConfig(near_duplicates=0.8, benchmarks=["/home/someone/test.jsonl", hub])
+    (tmp_path / "cleaned").mkdir()
+    text = (make_run(tmp_path / "cleaned", clean=clean) / "README.md").read_text()
+    assert "| near-duplicates from (`clean.near_duplicates`) | 0.8 |" in text
+    assert "texts of benchmarks, 13 words" in text and "test.jsonl, hf" in text
+    assert "/home" not in text and "clean.languages" not in text
+    assert "`clean." not in (make_run(tmp_path) / "README.md").read_text()
