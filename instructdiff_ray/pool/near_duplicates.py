@@ -111,21 +111,20 @@ def _read_texts(
     """Of each part its samples' places, ids and texts. wanted: the places of those that are."""
     for number, name in parts:
         first = number << ROW_BITS
-        if wanted is not None and not _between(wanted, first, first + (1 << ROW_BITS)).size:
-            continue
+        if wanted is not None:
+            ends = np.searchsorted(wanted, [first, first + (1 << ROW_BITS)])
+            of_part = wanted[slice(*ends)]
+            if not len(of_part):
+                continue
         table = folder.read_table(name, ["sample_id", "parts", "reason"])
         keep = np.array(pc.is_null(table["reason"]))
         keep[duplicates_in(left_out, number)["row"].to_numpy()] = False
         if wanted is not None:
-            keep &= np.isin(first + np.arange(len(keep)), wanted)
+            keep &= np.isin(first + np.arange(len(keep)), of_part)
         places = first + np.flatnonzero(keep)
         kept = table.filter(pa.array(keep))
         texts = [compared_text(parts) for parts in kept["parts"].to_pylist()]
         yield places, kept["sample_id"].combine_chunks(), texts
-
-
-def _between(places: np.ndarray, low: int, high: int) -> np.ndarray:
-    return places[slice(*np.searchsorted(places, [low, high]))]
 
 
 def _read_buckets(

@@ -91,11 +91,11 @@ def buckets(texts: HashedTexts, similarity: float) -> np.ndarray:
     )
     rows, bands = band_rows(similarity), band_count(similarity)
     signatures = np.array(matrix.to_rows(), np.uint64).reshape(-1, SIGNATURE)
-    signatures = signatures[:, : bands * rows].reshape(-1, bands, rows)
+    by_band = signatures[:, : bands * rows].reshape(-1, bands, rows)
     # Equal values in different bands are different buckets.
-    total = np.broadcast_to(np.arange(1, bands + 1, dtype=np.uint64), signatures.shape[:2])
+    total = np.broadcast_to(np.arange(1, bands + 1, dtype=np.uint64), by_band.shape[:2])
     for row in range(rows):
-        total = (total + signatures[:, :, row]) * FACTOR
+        total = (total + by_band[:, :, row]) * FACTOR
         total = total ^ (total >> np.uint64(29))
     return total * FACTOR
 
