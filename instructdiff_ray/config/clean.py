@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from instructdiff_ray.errors import require
 
@@ -19,23 +20,24 @@ class CleanConfig:
     near_duplicates: a sample goes whose set of words, three in a row, is at least this much like
         that of an earlier sample that stays (Jaccard similarity, 0.5 to 1); None keeps all. Needs
         the extra `clean`.
-    benchmarks: texts that no sample may contain: files, folders, globs and datasets of the Hub as
-        in `data.path`, all text in whose rows counts, and `.txt` files, a text a line.
+    benchmarks: texts that no sample may contain: a file, folder, glob or dataset of the Hub as in
+        `data.path`, all text in whose rows counts, or a `.txt` file, a text a line; or a list.
     ngram: so many words in a row that a sample and a benchmark's text have in common are a trace;
         texts that are shorter have rules of their own (pool/contamination.py).
-    languages: ISO 639 codes; a sample goes that is surely in none of them. Empty: all stay. Needs
-        the extra `clean`.
+    languages: an ISO 639 code, or a list; a sample goes that is surely in none of them. Empty: all
+        stay. Needs the extra `clean`.
     min_response_tokens, max_response_tokens: of all responses of a sample together.
     """
 
     near_duplicates: float | None = None
-    benchmarks: list[str] = field(default_factory=list)
+    benchmarks: Any = field(default_factory=list)
     ngram: int = 13
-    languages: list[str] = field(default_factory=list)
+    languages: Any = field(default_factory=list)
     min_response_tokens: int | None = None
     max_response_tokens: int | None = None
 
     def __post_init__(self) -> None:
+        self.benchmarks, self.languages = map(_listed, (self.benchmarks, self.languages))
         similarity, low, high = (
             self.near_duplicates,
             self.min_response_tokens,
@@ -54,3 +56,9 @@ class CleanConfig:
             low is None or high is None or low <= high,
             f"clean.min_response_tokens={low} is more than clean.max_response_tokens={high}",
         )
+
+
+def _listed(named: Any) -> list[str]:
+    """One name or several, as a list."""
+    several = named if isinstance(named, list | tuple) else [named]
+    return [str(name) for name in several if name]

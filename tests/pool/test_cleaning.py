@@ -113,6 +113,8 @@ def test_a_plan_looks_at_rows_through_the_same_filters(
 
 def test_only_what_is_on_is_in_the_key(clean: CleanConfig, tmp_path: Path) -> None:
     assert key_inputs(CleanConfig()) == key_inputs(CleanConfig(ngram=8)) == {}
+    assert key_inputs(CleanConfig(benchmarks=None, languages="")) == {}
+    assert key_inputs(CleanConfig(languages="en")) == key_inputs(CleanConfig(languages=["en"]))
     variants = [
         clean,
         replace(clean, near_duplicates=0.8),
