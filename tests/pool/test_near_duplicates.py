@@ -64,8 +64,9 @@ def test_near_duplicates_go_whatever_parts_and_tasks_there_are(
     rows = [row(line, text) for line, text in enumerate(texts, 1)]
     rows[50:50] = [reject(301), {**rows[3], "line": 302}, reject(303), {**rows[40], "line": 304}]
     pools = [pool_of(rows, 400, tmp_path / "one", 0.8)]
-    monkeypatch.setattr(near_duplicates, "BUCKETS_PER_TASK", 1000)
-    pools.append(pool_of(rows, 7, tmp_path / "many", 0.8))
+    monkeypatch.setattr(near_duplicates, "BUCKETS_PER_TASK", 2000)
+    monkeypatch.setattr(near_duplicates, "FORESTS_PER_TASK", 2)
+    pools.append(pool_of(rows, 43, tmp_path / "many", 0.8))
     kept = [[sample["line"] for sample in samples(pool)] for pool in pools]
     assert kept[0] == kept[1]
     assert pools[0].digest == pools[1].digest and pools[0].counts == pools[1].counts
