@@ -42,9 +42,10 @@ from instructdiff_ray.pipeline import ingest_pool
 from instructdiff_ray.pool.chunks import ROWS_PER_CHUNK
 from instructdiff_ray.pool.dedup import deduplicate
 from instructdiff_ray.pool.pool import DUPLICATES_FILE, REJECTS_FILE, ROWS, Pool
-from instructdiff_ray.pool.readers import FORMAT_OF, FileRange, SourceFile, extension, read_rows
+from instructdiff_ray.pool.readers import FORMAT_OF, read_rows
 from instructdiff_ray.pool.schemas import parse_row
 from instructdiff_ray.pool.similarity import SEED, SIGNATURE, sets_of, shingles
+from instructdiff_ray.pool.source import FileRange, SourceFile, extension
 from instructdiff_ray.pool.tasks import results, task
 from instructdiff_ray.progress import Progress
 from instructdiff_ray.sample import Reject
@@ -52,6 +53,7 @@ from instructdiff_ray.storage.filesystem import Folder
 
 SIMILARITY = 0.8
 QUESTIONS = 100
+OWN = "own questions"
 WORDS_PER_LINE = 8
 # Of a synthetic pool: near-duplicates of any text, copies of one, and texts of one template.
 SHARES = {"edited": 0.05, "copy": 0.05, "template": 0.05}
@@ -59,17 +61,23 @@ VOCABULARY = 20_000
 CHECKED = 10_000
 
 
-def questions(path: Path) -> list[str]:
-    """What each of the pool's samples asks."""
+def questions(path: Path) -> dict[int, str]:
+    """What each of the pool's samples asks, by its line: of instruction and input the one that
+    fewer samples have, or the longer."""
     file = SourceFile(str(path), FORMAT_OF[extension(str(path))], path.stat().st_size, 0)
-    asked = []
+    asked = {}
+    counted: Counter[str] = Counter()
     for row in read_rows(FileRange(file)):
         try:
             _, parts = parse_row(row.text)
         except Reject:
             continue
-        asked.append(" ".join(part.text for part in parts if part.kind == "instruction"))
-    return asked
+        asked[row.line] = [p.text for p in parts if p.kind in ("instruction", "input")]
+        counted.update(asked[row.line])
+    return {
+        line: min(texts, key=lambda text: (counted[text], -len(text)))
+        for line, texts in asked.items()
+    }
 
 
 def disguised(text: str) -> str:
@@ -79,17 +87,15 @@ def disguised(text: str) -> str:
     return "\n".join("* " + " ".join(words[n : n + WORDS_PER_LINE]) for n in lines)
 
 
-def settings(pool: Path, pools: Sequence[Path], folder: Path) -> Iterator[tuple[str, CleanConfig]]:
-    """What is measured of a pool, by name; first nothing at all, twice, for the first warms up."""
-    drawn = random.Random(0).sample(sorted({*questions(pool)}), QUESTIONS)
-    control = folder / f"{pool.stem}-questions.jsonl"
-    control.write_text("".join(f"{json.dumps({'question': disguised(q)})}\n" for q in drawn))
+def settings(pool: Path, pools: Sequence[Path], control: Path) -> Iterator[tuple[str, CleanConfig]]:
+    """What is measured of a pool, by name; first nothing at all, twice, for the first warms up.
+    control: a benchmark of its own questions."""
     others = [str(other) for other in pools if other != pool]
     off = CleanConfig()
     yield "warm-up", off
     yield "nothing", off
     yield "languages", replace(off, languages=["en"])
-    yield "own questions", replace(off, benchmarks=[str(control)])
+    yield OWN, replace(off, benchmarks=[str(control)])
     if others:
         yield "other pools, 13 words", replace(off, benchmarks=others)
         yield "other pools, 8 words", replace(off, benchmarks=others, ngram=8)
@@ -100,7 +106,12 @@ def settings(pool: Path, pools: Sequence[Path], folder: Path) -> Iterator[tuple[
 def measure_pool(model: str, pool: Path, pools: Sequence[Path], folder: Path) -> dict[str, Any]:
     """By setting: how many rows go beside those that go without it, some of them, and seconds."""
     figures: dict[str, Any] = {}
-    for number, (name, clean) in enumerate(settings(pool, pools, folder)):
+    asked = questions(pool)
+    drawn = random.Random(0).sample(sorted(asked), QUESTIONS)
+    control = folder / f"{pool.stem}-questions.jsonl"
+    rows = (json.dumps({"question": disguised(asked[line])}) for line in drawn)
+    control.write_text("".join(f"{row}\n" for row in rows))
+    for number, (name, clean) in enumerate(settings(pool, pools, control)):
         config = Config(
             data=DataConfig(path=str(pool)),
             clean=clean,
@@ -114,11 +125,14 @@ def measure_pool(model: str, pool: Path, pools: Sequence[Path], folder: Path) ->
         reasons = ("contaminated", "language", "near_duplicate")
         counts = {r: n for r, n in ingested.counts["rejected"].items() if r in reasons}
         rejects = ingested.folder.read_table(REJECTS_FILE).to_pylist()
-        details = [row["detail"] for row in rejects if row["reason"] in reasons]
-        shown = [_without_folder(detail) for detail in details[:3]]
+        details = Counter(row["detail"] for row in rejects if row["reason"] in reasons)
+        shown = [f"{_without_folder(detail)} ({n})" for detail, n in details.most_common(3)]
         figures[name] = {"rows": ingested.counts["read"], **counts, "seconds": seconds}
         figures[name] |= {"examples": shown} if shown else {}
-        print(f"{pool.stem:<24}{name:<24}{counts} {seconds} s {shown[:1]}", flush=True)
+        if name == OWN:
+            found = {row["line"] for row in rejects if row["reason"] == "contaminated"}
+            figures[name]["own_found"] = len(found & {*drawn})
+        print(f"{pool.stem:<24}{name:<24}{figures[name]}", flush=True)
     del figures["warm-up"]
     return figures
 
