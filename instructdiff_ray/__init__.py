@@ -4,8 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from instructdiff_ray.api import Selection, select
+    from instructdiff_ray.errors import UserError
 
-__all__ = ["Selection", "select"]
+__version__ = "0.1.0"
+__all__ = ["Selection", "UserError", "select"]
 
 
 def __getattr__(name: str) -> Any:

@@ -32,7 +32,7 @@ from instructdiff_ray.selection.requirements import (
 )
 from instructdiff_ray.selection.strategies import STRATEGIES, Strategy
 from instructdiff_ray.storage.artifacts import Storage
-from instructdiff_ray.storage.filesystem import Folder, absolute
+from instructdiff_ray.storage.filesystem import Folder, absolute, join
 from instructdiff_ray.training.trackers import check_trackers
 
 
@@ -87,7 +87,7 @@ def prepare(config: Config, progress: Progress) -> RunContext:
     check_settings(config)
     config = _with_precision(config, progress)
     storage = Storage(absolute(config.storage))
-    folder = Folder(absolute(config.run_dir or f"{storage.root}/runs/{run_name()}"))
+    folder = Folder(absolute(run_folder(config, run_name())))
     config = replace(
         config,
         data=pin_paths(config.data, progress.say),
@@ -120,6 +120,11 @@ def check_settings(config: Config) -> None:
             f"{path}: nothing is written to the Hub; name a folder, or an object store, for storage"
             " and run_dir",
         )
+
+
+def run_folder(config: Config, name: str) -> str:
+    """The folder of a run; name: of one that has no `run_dir`."""
+    return config.run_dir or join(config.storage, "runs", name)
 
 
 def run_name() -> str:

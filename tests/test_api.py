@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -55,6 +58,75 @@ def test_a_file_and_the_same_rows_as_a_dataset_give_the_same_selection(
         for each in (result, again)
     ]
     assert fates[0].equals(fates[1])
+
+
+def test_what_lies_in_the_run_folder_is_left_alone(
+    ray_session: None, settings: list[str], tmp_path: Path
+) -> None:
+    """A Dataset is read when it is written: from files that would be lost if they made way."""
+    rows = [
+        {"instruction": f"Add {n} and 1.", "response": f"{n + 1}, of course."} for n in range(9)
+    ]
+    given = tmp_path / "run/dataset"
+    ray.data.from_items(rows, override_num_blocks=1).write_parquet(str(given))
+    (given / "notes.txt").write_text("mine")
+    before = sorted(given.iterdir())
+    taken = select(
+        ray.data.read_parquet(str(given / "*.parquet")), *settings, *RANDOM, run_in(tmp_path)
+    )
+    assert sorted(given.iterdir()) == before
+    assert taken.summary["counts"]["read"] == 9
+
+
+RANDOM = ["strategy=random", "select.ratio=0.5"]
+
+
+def run_in(folder: Path) -> str:
+    return f"run_dir={folder / 'run'}"
+
+
+def test_the_settings_of_a_dataset_are_checked_before_it_is_written(
+    ray_session: None, settings: list[str], tmp_path: Path
+) -> None:
+    rows = ray.data.from_items([{"question": "1 + 1?", "answer": "2"}])
+    for mistake in ("strategy=nope", "model.base=./nowhere"):
+        with pytest.raises(UserError):
+            select(rows, *settings, mistake, run_in(tmp_path))
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match="the dataset holds no row"):
+        select(rows.filter(lambda row: False), *settings, run_in(tmp_path))
+
+
+def test_it_works_within_a_program_of_hydra(settings: list[str], tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import hydra\nfrom instructdiff_ray import UserError, select\n"
+        "@hydra.main(version_base='1.3', config_path=None)\n"
+        "def main(config):\n"
+        "    try:\n        select('/no/such.jsonl', 'domain=math')\n"
+        "    except UserError as error:\n        print('told:', error)\n"
+        "    print('state:', hydra.core.global_hydra.GlobalHydra.instance().is_initialized())\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(program)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert "told: " in done.stdout and "state: True" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("data", "more", "line"),
+    [
+        (5, [], "data is a int; give paths, or rows as a ray.data.Dataset"),
+        ([{"question": "1 + 1?"}], [], "data is a list; give paths, or rows"),
+        ("a.jsonl", ["data.path=b.jsonl"], "the data is the first argument of select"),
+        ("a.jsonl", [["domain=math"]], "is no setting; give each as a text of its own"),
+    ],
+)
+def test_what_is_no_data_and_no_setting_is_told(data: Any, more: list[Any], line: str) -> None:
+    with pytest.raises(UserError) as raised:
+        select(data, *more)
+    assert line in str(raised.value) and "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,22 @@ MISTAKES = {
         "strategy=ppl is not known",
     ),
     "format of the demo": (["data.path=demo", "data.format=xml"], "data.format=xml is not known"),
+    "unknown option": (["--foo"], "unrecognized arguments: --foo; `instructdiff COMMAND --help`"),
+    "option without a value": (["--config-dir"], "--config-dir: expected one argument"),
+    "no folder of settings": (["--config-dir=./nowhere"], "--config-dir ./nowhere is no folder"),
+    "settings that are there": (
+        ["--config-dir={tmp}/mine"],
+        "model/local.yaml is the name of a file of settings that is there already",
+    ),
+    "settings that are no YAML": (["--config-dir={tmp}/broken", "+x=bad"], "while parsing"),
+    "half a list": (["data.path=[a,b"], "data.path=[a,b can't be read as a setting"),
+    "no choice": (["domain="], "domain= is not known; choose code, demo"),
+    "nearly a group": (["modle=local"], "modle is not a setting; did you mean model?"),
+    "no list": (
+        ["output.formats=trl"],
+        "output.formats: Invalid value assigned: str is no list, such as [a,b]",
+    ),
+    "no storage": (["storage="], "storage is empty"),
     "key in a URI": (["storage=s3://AKIA:geheim@b/x"], "s3://…@b/x: a key in a URI is not taken"),
     "key of the data": (["data.path=s3://AKIA:geheim@b/x"], "s3://…@b/x: a key in a URI"),
     "key of the model": (["model.base=s3://AKIA:geheim@b/x"], "s3://…@b/x: a key in a URI"),
@@ -110,6 +126,10 @@ def test_a_mistake_ends_in_one_line_before_anything_starts(
     (tmp_path / "data.txt").write_text("{}")
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "bare").mkdir()
+    (tmp_path / "mine/model").mkdir(parents=True)
+    (tmp_path / "mine/model/local.yaml").write_text("base: /mine\n")
+    (tmp_path / "broken/x").mkdir(parents=True)
+    (tmp_path / "broken/x/bad.yaml").write_text("a: [1,\n")
     for file in ("config.json", "tokenizer.json"):
         (tmp_path / "bare" / file).write_text("{}")
     arguments = settings + [override.format(tmp=tmp_path) for override in overrides]

@@ -7,8 +7,8 @@ them. Finished artifacts, scores and the folders of runs stay.
 
 from __future__ import annotations
 
-import argparse
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
 from instructdiff_ray.errors import UserError, require
@@ -21,7 +21,9 @@ DAYS = 7.0
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="instructdiff clean", description=__doc__)
+    parser = ArgumentParser(
+        prog="instructdiff clean", description=__doc__, formatter_class=RawDescriptionHelpFormatter
+    )
     parser.add_argument("storage", help="the root of artifacts, a folder or URI")
     parser.add_argument("--delete", action="store_true", help="remove what is shown")
     parser.add_argument(

@@ -9,9 +9,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
+
+from instructdiff_ray import __version__
 
 # In the order in which the help shows them.
 COMMANDS = {
@@ -25,6 +27,7 @@ NAMES = [name for names in COMMANDS.values() for name in names]
 WITH_SETTINGS = {"run", "ingest", "calibrate", "score", "select", "plan", "finetune", "evaluate"}
 HELP = {"-h", "--help"}
 COMPLETION = {"-sc", "--shell-completion"}
+SHELLS = re.compile("(install|uninstall|query)=(bash|zsh|fish)")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         print(all_commands(COMMANDS))
     elif name == "--version":
-        print(version("instructdiff-ray"))
+        print(__version__)
     elif name in COMPLETION:
         complete(rest)
     elif name not in NAMES:
@@ -62,16 +65,16 @@ def complete(words: Sequence[str]) -> None:
 
     words: as Hydra takes them, `install=bash`, `query=bash`; zsh takes bash's, fish its own.
     """
-    if not words:
+    if len(words) != 1 or not SHELLS.fullmatch(words[0]):
         sys.exit("error: say for which shell: instructdiff -sc install=bash (or zsh, fish)")
     line = os.environ.get("COMP_LINE", "").split(" ")
     if words[0].startswith("query="):
         if len(line) <= 2:  # the command itself
             print("\n".join(name for name in NAMES if name.startswith(line[-1])))
             return
-        if line[1] not in WITH_SETTINGS:
+        if line[1] not in {*WITH_SETTINGS, "sweep"}:
             return
         os.environ["COMP_LINE"] = " ".join([line[0], *line[2:]])
-    from instructdiff_ray.commands.settings import run_hydra
+    from instructdiff_ray.commands.settings import call_hydra
 
-    run_hydra(lambda settings: None, ["--shell-completion", *words])
+    call_hydra(lambda settings: None, ["--shell-completion", *words])

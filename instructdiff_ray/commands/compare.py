@@ -6,8 +6,8 @@ heat map.
 
 from __future__ import annotations
 
-import argparse
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
 from instructdiff_ray.errors import UserError
@@ -17,7 +17,11 @@ from instructdiff_ray.storage.filesystem import Folder, absolute, join
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="instructdiff compare", description=__doc__)
+    parser = ArgumentParser(
+        prog="instructdiff compare",
+        description=__doc__,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
     parser.add_argument("run", nargs="+", help="a run's folder or URI; two or more")
     parser.add_argument("--output", default=".", help="where overlap.png goes (default: here)")
     given = parser.parse_args(arguments)

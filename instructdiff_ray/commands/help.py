@@ -35,15 +35,15 @@ Start: `instructdiff run` tries the method on a small pool and model of its own,
 """
 ENDING = """\
 `instructdiff COMMAND --help` says more of a command, with its settings and examples.
-Completion of commands and settings: eval "$(instructdiff -sc install=bash)", in zsh too;
-in fish: instructdiff -sc install=fish | source"""
+Completion of commands and settings: eval "$(instructdiff -sc install=bash)", in zsh behind
+`autoload -Uz bashcompinit && bashcompinit`; in fish: instructdiff -sc install=fish | source"""
 USAGE = """\
-Usage: instructdiff {name} [SETTING=VALUE …] [OPTION …]
+Usage: instructdiff {name} [SETTING=VALUE …] [OPTION …], in any order
 
 Options:
   -m                  a sweep: SETTING=VALUE,VALUE runs the command with each of the values
-  --config-dir FOLDER files of settings of yours, laid out as conf/, looked into before it:
-                      FOLDER/model/mine.yaml is chosen by model=mine
+  --config-dir FOLDER more files of settings, of yours: FOLDER/model/mine.yaml is chosen by
+                      model=mine, as the files below are
   --cfg job           print the settings that would be in force, and run nothing
 """
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +24,14 @@ from instructdiff_ray.commands.settings import (
     typed_config,
 )
 from instructdiff_ray.config.run import Config
-from instructdiff_ray.context import RunContext, check_settings, list_data, prepare, run_name
+from instructdiff_ray.context import (
+    RunContext,
+    check_settings,
+    list_data,
+    prepare,
+    run_folder,
+    run_name,
+)
 from instructdiff_ray.demo.artifacts import DEMO, demo_model, demo_pool
 from instructdiff_ray.errors import UserError, require, user_error_in
 from instructdiff_ray.evaluation.lm_eval import check_tasks
@@ -65,6 +73,8 @@ def launch(command: str, stage: Stage, arguments: Sequence[str], computes: bool 
 
     try:
         run_hydra(task, arguments)
+    except UserError as error:
+        failures.append(_say(str(error)))
     except SETTINGS_ERRORS as error:
         failures.append(_say(in_one_line(error)))
     except KeyboardInterrupt:
@@ -79,8 +89,15 @@ def run_stage(command: str, stage: Stage, config: Config, computes: bool) -> dic
 
     Raises UserError, also for what this machine or Ray raise where a person can help.
     """
-    try:
+    with told_as_user_errors():
         return _run_stage(command, stage, config, computes)
+
+
+@contextmanager
+def told_as_user_errors() -> Iterator[None]:
+    """Raises UserError for what this machine or Ray raise where a person can help."""
+    try:
+        yield
     except (OSError, MemoryError, RayError) as error:
         user_error = user_error_in(error)
         if user_error is None:
@@ -89,6 +106,8 @@ def run_stage(command: str, stage: Stage, config: Config, computes: bool) -> dic
 
 
 def _run_stage(command: str, stage: Stage, config: Config, computes: bool) -> dict[str, Any] | None:
+    if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        _check_outlives_job(config)
     progress = Progress(why_idle=waiting_line if computes else None)
     if tasks := config.evaluate.tasks:
         check_tasks(tuple(tasks))
@@ -138,10 +157,7 @@ def _of_point(config: Config) -> Config:
     """The configuration, in a sweep with a run folder of the point's own."""
     job = HydraConfig.get()
     if job.mode == RunMode.MULTIRUN:
-        base = config.run_dir or join(config.storage, "runs", SWEEP)
-        config = replace(config, run_dir=join(base, str(job.job.num)))
-    if os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):
-        _check_outlives_job(config)
+        config = replace(config, run_dir=join(run_folder(config, SWEEP), str(job.job.num)))
     return config
 
 

@@ -8,9 +8,9 @@ given. The rejects are rows of the source that were no valid samples; they stay 
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 
 from huggingface_hub.utils import disable_progress_bars
@@ -22,7 +22,9 @@ from instructdiff_ray.storage.filesystem import Folder, absolute, is_uri
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="instructdiff push", description=__doc__)
+    parser = ArgumentParser(
+        prog="instructdiff push", description=__doc__, formatter_class=RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", help="a run's folder or URI, or that of one of its rounds")
     parser.add_argument("repository", help="ORGANISATION/NAME, or YOU/NAME; it must be new")
     parser.add_argument("--yes", action="store_true", help="upload what is shown")

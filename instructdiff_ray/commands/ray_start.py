@@ -24,6 +24,7 @@ def start_ray(cluster: ClusterConfig) -> None:
     data_context = ray.data.DataContext.get_current()
     data_context.execution_no_progress_timeout_s = cluster.patience_hours * 3600
     if ray.is_initialized():
+        _note_single_machine(_started_here())
         return
     address = cluster.joined
     # Logical CPUs: a scorer, a trainer and Ray's own readers share even a machine of two cores,
@@ -48,13 +49,24 @@ def start_ray(cluster: ClusterConfig) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.set_config(SINGLE_MACHINE, address is None)
+    _note_single_machine(address is None)
     # Kept quiet: the run's own lines are what a person reads. Ray's logs have all the rest.
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler) and not isinstance(
             handler, logging.FileHandler
         ):
             handler.setLevel(logging.CRITICAL)
+
+
+def _started_here() -> bool:
+    """Whether the Ray that runs was started by this process, and not joined: by the first use of a
+    Dataset, say."""
+    node = ray._private.worker._global_node  # of which Ray's public API says nothing
+    return node is not None and node.head
+
+
+def _note_single_machine(single: bool) -> None:
+    ray.data.DataContext.get_current().set_config(SINGLE_MACHINE, single)
 
 
 def quiet_libraries() -> None:

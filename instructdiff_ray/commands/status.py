@@ -7,8 +7,8 @@ or is none.
 
 from __future__ import annotations
 
-import argparse
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -18,7 +18,9 @@ from instructdiff_ray.storage.filesystem import Folder, absolute
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="instructdiff status", description=__doc__)
+    parser = ArgumentParser(
+        prog="instructdiff status", description=__doc__, formatter_class=RawDescriptionHelpFormatter
+    )
     parser.add_argument("run_dir", help="a run's folder or URI")
     given = parser.parse_args(arguments)
     try:

@@ -1,20 +1,20 @@
 """A sweep on a Ray cluster, a job for each point: `instructdiff sweep select.ratio=0.05,0.1 …`.
 
-Takes the settings of `instructdiff run`, some with several values. Submits a job for each
-combination to the job server (`--address`, RAY_API_SERVER_ADDRESS, or the cluster that it runs on
-itself), `--parallel` at a time, follows them, and ends with the table of a sweep. What is stopped
-stops its jobs; the same command with the same `run_dir` goes on where they stopped.
+Takes the settings of `instructdiff run`, whose --help shows them, some with several values. Submits
+a job for each combination to the job server (`--address`, RAY_API_SERVER_ADDRESS, or the cluster
+that it runs on itself), `--parallel` at a time, follows them, and ends with the table of a sweep.
+What is stopped stops its jobs; the same command with the same `run_dir` goes on where they stopped.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
 import signal
 import sys
 import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -54,7 +54,9 @@ class Point:
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="instructdiff sweep", description=__doc__)
+    parser = ArgumentParser(
+        prog="instructdiff sweep", description=__doc__, formatter_class=RawDescriptionHelpFormatter
+    )
     parser.add_argument("settings", nargs="+", help="of `run`: name=value, name=value,value")
     parser.add_argument("--address", help="of the job server, such as http://localhost:8265")
     parser.add_argument("--parallel", type=int, default=4, help="jobs at a time (default: 4)")

@@ -23,10 +23,11 @@ class CleanConfig:
     benchmarks: texts that no sample may contain: a file, folder, glob or dataset of the Hub as in
         `data.path`, all text in whose rows counts, or a `.txt` file, a text a line; or a list.
     ngram: so many words in a row that a sample and a benchmark's text have in common are a trace;
-        texts that are shorter have rules of their own (pool/contamination.py).
+        shorter texts have rules of their own (docs/user-guide.md).
     languages: an ISO 639 code, or a list; a sample goes that is surely in none of them. Empty: all
         stay. Needs the extra `clean`.
-    min_response_tokens, max_response_tokens: of all responses of a sample together.
+    min_response_tokens: a sample goes whose responses have fewer together.
+    max_response_tokens: a sample goes whose responses have more together.
     """
 
     near_duplicates: float | None = None

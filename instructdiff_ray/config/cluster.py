@@ -54,7 +54,8 @@ class TrainResources:
 class ScoreResources:
     """Ray Data scoring actors: as many as the cluster holds between the two bounds.
 
-    min_actors, max_actors: between which their number is.
+    min_actors: with which scoring begins, and which it waits for.
+    max_actors: no more than these are started.
     gpus_per_actor: a fraction lets actors share a GPU, several split each model's layers over
         them; 0 scores on CPU. None: as few as hold one model, and `max_actors` bounds the GPUs of
         all actors.

@@ -13,7 +13,7 @@ TRL, LLAMA_FACTORY, AXOLOTL, ALPACA = FORMATS = ("trl", "llamafactory", "axolotl
 class OutputConfig:
     """In which forms the selection is written once more, beside its untouched rows.
 
-    formats: names of trainers, which read chat messages, or `alpaca`, for its columns; none: none.
+    formats: names of trainers, which read chat messages, or `alpaca`, for its columns.
     """
 
     formats: list[str] = field(default_factory=list)

@@ -70,6 +70,7 @@ class Config:
             "data.keep_duplicates=true and clean.near_duplicates don't go together; leave out one",
         )
         require(self.rounds >= 1, f"rounds={self.rounds} must be ≥ 1")
+        require(bool(self.storage), "storage is empty; name a folder or a URI for all artifacts")
         require(bool(self.domain.strip()), "domain must be a name")
         workers, batch = self.cluster.train.workers, self.calibrate.global_batch_size
         require(

@@ -104,7 +104,7 @@ class EvaluateConfig:
     """How `instructdiff evaluate` judges selections.
 
     arms: what is compared: strategies, or `full` for all samples; the first strategy says how much
-        the others are trained on. None named: what is configured, `random` and `full`.
+        the others are trained on. Without any: what is configured, `random` and `full`.
     holdout: share of the pool that is neither selected from nor trained on.
     seeds: trainings of each arm, from `seed` on; each also draws its own warm-up subset.
     tasks: benchmark tasks that are run on each model: names that lm-eval knows, or YAML files of

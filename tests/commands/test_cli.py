@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import instructdiff_ray
 from instructdiff_ray.commands import cli, help
 from instructdiff_ray.commands.cli import NAMES, WITH_SETTINGS, main
 from instructdiff_ray.config.run import Config
@@ -49,9 +50,10 @@ def test_the_help_of_a_command_has_its_examples_and_all_settings_with_a_meaning(
     assert re.search(rf"Examples?.*:\n  instructdiff {name}\b", out)
     assert "domain=general" in out and "medical, mixed" in out
     for setting in names_of(Config()):
-        shown = re.search(rf"^  {re.escape(setting)}=\S.*(\n {{30,}}\S.*)?", out, re.MULTILINE)
-        assert shown, setting
-        assert len(shown[0].split(maxsplit=1)) == 2, f"{setting} says nothing of itself"
+        row = re.search(rf"^  {re.escape(setting)}=(\S.*)\n(.*)", out, re.MULTILINE)
+        assert row, setting
+        beside = re.fullmatch(r"\S* +\S.*", row[1]) and "…" not in row[1]
+        assert beside or row[2].startswith(" " * help.LEFT), f"{setting} says nothing of itself"
 
 
 def test_the_help_imports_neither_torch_nor_ray() -> None:
@@ -69,6 +71,7 @@ def test_the_help_imports_neither_torch_nor_ray() -> None:
         (["domain=math"], "the command is missing: instructdiff run domain=math"),
         (["xyz"], "xyz is no command; `instructdiff --help` shows"),
         (["-sc"], "instructdiff -sc install=bash"),
+        (["-sc", "foo"], "instructdiff -sc install=bash"),
     ],
 )
 def test_a_slip_ends_in_one_line(words: list[str], line: str) -> None:
@@ -92,6 +95,7 @@ def completed(line: str, capsys: Capture, patch: pytest.MonkeyPatch) -> list[str
         ("instructdiff run select.rat", ["select.ratio="]),
         ("instructdiff run domain=m", ["domain=math", "domain=medical", "domain=mixed"]),
         ("instructdiff score domain=math cluster=one", ["cluster=one_gpu"]),
+        ("instructdiff sweep rou", ["rounds="]),
         ("instructdiff push outp", []),
     ],
 )
@@ -103,3 +107,18 @@ def test_commands_and_settings_are_completed(
 
 def test_the_first_word_is_a_command(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     assert completed("instructdiff ", capsys, monkeypatch) == NAMES
+
+
+def test_options_stand_anywhere(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["instructdiff"])
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "domain=code", "--cfg", "job", "seed=3"])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert "domain: code" in out and "seed: 3" in out
+
+
+def test_the_package_is_the_command_too() -> None:
+    words = [sys.executable, "-m", "instructdiff_ray", "--version"]
+    version = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert version == f"{instructdiff_ray.__version__}\n"

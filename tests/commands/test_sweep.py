@@ -79,3 +79,12 @@ def test_what_an_earlier_sweep_has_left_is_not_the_outcome_of_a_failed_point(
     Path(point.folder).mkdir()
     (Path(point.folder) / "summary.json").write_text("no matter")
     assert "no matter" not in sweep.table([point], {point.job})
+
+
+def test_a_job_runs_the_checkout_or_else_what_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = Path(__file__).resolve().parents[2]
+    assert sweep._entry() == (["jobs/run.py"], {"working_dir": str(root)})
+    monkeypatch.setattr(sweep, "__file__", str(tmp_path / "instructdiff_ray/commands/sweep.py"))
+    assert sweep._entry() == (["-m", "instructdiff_ray", "run"], {})

@@ -47,7 +47,7 @@ def run(tmp_path: Path) -> Path:
     progress = {
         "state": RUNNING,
         "error": None,
-        "command": "run.py",
+        "command": "run",
         "models": {"base": "/models/x"},
         "host": "head-1",
         "ray": {"job_id": "02000000", "submission_id": "raysubmit_x"},
@@ -76,7 +76,7 @@ def test_a_run_under_way_tells_stages_speed_expected_end_and_when_it_was_heard_o
     assert status.state == RUNNING
     assert status.lines == [
         "running, last heard of 4 s ago",
-        "run.py on head-1, Ray job 02000000 raysubmit_x",
+        "run on head-1, Ray job 02000000 raysubmit_x",
         "models: base /models/x",
         "began 2026-11-26 03:00:00 UTC",
         "  ingest        3,000 rows in 6 s (500/s)",

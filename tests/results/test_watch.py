@@ -30,7 +30,7 @@ def test_it_follows_the_stages_while_they_run_and_says_how_it_ended(
     context: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "UPDATE_EVERY_S", 0.01)
-    with watched(context, "run.py"):
+    with watched(context, "run"):
         with context.progress.stage("ingest", "rows") as stage:
             stage.add(20)
         with context.progress.stage("score", "samples", total=4000) as stage:
@@ -40,7 +40,7 @@ def test_it_follows_the_stages_while_they_run_and_says_how_it_ended(
             running = read(context)
     ingest, score = running["stages"]
     assert running["state"] == RUNNING and running["error"] is None
-    assert (running["command"], running["run_dir"]) == ("run.py", context.folder.path)
+    assert (running["command"], running["run_dir"]) == ("run", context.folder.path)
     assert running["models"] == {"base": context.base.path}
     assert (ingest["count"], ingest["unit"], ingest["ended"]) == (20, "rows", True)
     assert ingest["total"] is ingest["share"] is ingest["expected_end"] is None
@@ -82,7 +82,7 @@ def test_where_it_can_t_be_written_the_command_goes_on_and_it_is_written_when_it
     obstacle = tmp_path / "run"
     obstacle.write_text("a file where the folder should be")
     log = io.StringIO()
-    with watched(replace(context, progress=Progress(log)), "run.py"):
+    with watched(replace(context, progress=Progress(log)), "run"):
         time.sleep(0.1)
         assert obstacle.is_file()
         obstacle.unlink()
@@ -98,7 +98,7 @@ def test_an_object_store_is_written_to_now_and_then_and_at_the_end(
     now = datetime(2026, 1, 1, tzinfo=UTC)
     monkeypatch.setattr(module, "_now", lambda: now)
     context = replace(context, folder=Folder(f"{bucket}/watch"))
-    watch, written = Watch(context, "run.py"), []
+    watch, written = Watch(context, "run"), []
     for _ in range(14):
         watch.update()
         written.append(read(context)["updated"])
