@@ -64,16 +64,13 @@ def test_what_lies_in_the_run_folder_is_left_alone(
     ray_session: None, settings: list[str], tmp_path: Path
 ) -> None:
     """A Dataset is read when it is written: from files that would be lost if they made way."""
-    rows = [
-        {"instruction": f"Add {n} and 1.", "response": f"{n + 1}, of course."} for n in range(9)
-    ]
+    rows = [{"question": f"What is {n} and 1?", "answer": f"{n + 1}."} for n in range(9)]
     given = tmp_path / "run/dataset"
     ray.data.from_items(rows, override_num_blocks=1).write_parquet(str(given))
     (given / "notes.txt").write_text("mine")
     before = sorted(given.iterdir())
-    taken = select(
-        ray.data.read_parquet(str(given / "*.parquet")), *settings, *RANDOM, run_in(tmp_path)
-    )
+    files = ray.data.read_parquet([str(path) for path in given.glob("*.parquet")])
+    taken = select(files, *settings, *RANDOM, run_in(tmp_path))
     assert sorted(given.iterdir()) == before
     assert taken.summary["counts"]["read"] == 9
 
