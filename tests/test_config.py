@@ -96,6 +96,7 @@ IMPOSSIBLE: list[tuple[Callable[..., Any], str, str, list[Any]]] = [
             ["a"],
             {"a": "x"},
             {"a": None},
+            {"a": True},
             {"a": 0},
             {"a": -0.1},
             {"a": 1.1},
@@ -188,6 +189,8 @@ def test_the_defaults_and_the_values_at_the_limits_are_allowed() -> None:
     SelectConfig(ratio=1, reject_ratio=0)
     SelectConfig(mixture={"a": 0.1, "b": 0.2, "c": 0.7})  # sums to 1 on paper, not in floats
     SelectConfig(mixture={"a": 0.334, "b": 0.334, "c": 0.333})
+    numbered = DataConfig(path={1: "a", 2: "b"})  # as Hydra reads such names
+    Config(data=numbered, select=SelectConfig(mixture={1: 0.5}))
     Config(select=SelectConfig(mixture={"a": 0.5}))  # from Python, data is named behind settings
     TrainResources(workers=2, fsdp=True, gpus_per_worker=1)
     ScoreResources(min_actors=1, max_actors=4, gpus_per_actor=0.25)

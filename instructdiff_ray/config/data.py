@@ -84,7 +84,9 @@ class DataConfig:
         """`path` as lists, by the domain that it names for them; None: it names none."""
         named = self.path if isinstance(self.path, dict) else {None: self.path}
         return {
-            domain: [str(p) for p in (paths if isinstance(paths, (list, tuple)) else [paths]) if p]
+            None if domain is None else str(domain): [
+                str(p) for p in (paths if isinstance(paths, (list, tuple)) else [paths]) if p
+            ]
             for domain, paths in named.items()
         }
 

@@ -106,7 +106,7 @@ class SelectConfig:
         self.mixture = {str(domain): share for domain, share in self.mixture.items()}
         for domain, share in self.mixture.items():
             require(
-                isinstance(share, int | float) and 0 < share <= 1,
+                isinstance(share, int | float) and share is not True and 0 < share <= 1,
                 f"select.mixture.{domain}={share} must be in (0, 1]",
             )
         total = self.mixture_sum()

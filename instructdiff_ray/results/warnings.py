@@ -132,7 +132,8 @@ def _of_domains(ranking: Ranking) -> Iterator[RunWarning]:
                 count,
                 wanted,
                 f"of domain {name} {count} samples are selected and not {wanted}: what may not be"
-                " selected leaves no more; name fewer guards, or lower select.ratio",
+                " selected leaves no more; exclude less (select.guard, select.exclude_warmup), or"
+                " lower select.ratio",
             )
 
 
@@ -157,7 +158,8 @@ def _of_mixture(
         missed[worst[0]],
         1.0,
         f"of the {unit} that select.mixture wants came {', '.join(came)}{more}: no more may be"
-        f" selected there, and other domains do not fill up; {advice}, or name fewer guards",
+        f" selected there, and other domains do not fill up; {advice}, or exclude less"
+        " (select.guard, select.exclude_warmup)",
     )
 
 
