@@ -27,8 +27,9 @@ from instructdiff_ray.sharing.settings import (
     shown,
 )
 from instructdiff_ray.storage.artifacts import make_key
-from instructdiff_ray.training.calibrate import model_artifact
-from instructdiff_ray.training.known_models import find_calibrated, model_elsewhere
+from instructdiff_ray.storage.filesystem import join
+from instructdiff_ray.training.calibrate import calibrated_identity, model_artifact
+from instructdiff_ray.training.known_models import NOTE, find_calibrated, model_elsewhere
 
 UNPUBLISHED = "unpublished"  # in the place of a model of which no scores are published
 ADVICE = "set them as they are there, or pull what does not differ with --only"
@@ -86,10 +87,8 @@ def match_scores(
 
 
 def check_pool(context: RunContext, publication: Publication, matches: Matches, pool: Pool) -> None:
-    """Raises UserError where the first round would calibrate on other samples of this pool, or the
-    storage has trained the model itself."""
-    trained = {match.scores.trained for match in matches.found} - {None}
-    if not trained:
+    """Raises UserError where the first round would calibrate on other samples of this pool."""
+    if not any(match.scores.trained for match in matches.found):
         return
     names = {match.spec.name for match in matches.found}
     for number, repeat in enumerate(context.repeats()):
@@ -99,14 +98,24 @@ def check_pool(context: RunContext, publication: Publication, matches: Matches, 
             artifact, _ = model_artifact(config, context.base, ids, context.storage)
             if artifact.key not in publication.models:
                 raise UserError(_other_pool(publication, pool))
-    for key in trained:
-        artifact = context.storage.artifact("models", str(key))
+
+
+def check_models(context: RunContext, publication: Publication, matches: Sequence[Match]) -> None:
+    """Raises UserError where the storage knows one of the models by other weights: it has trained
+    it itself, or has scores of another training. Of two, a run would use one."""
+    for key in sorted({str(match.scores.trained) for match in matches if match.scores.trained}):
+        artifact = context.storage.artifact("models", key)
         model = find_calibrated(context.base, artifact)
-        weights = publication.models[str(key)].weights
-        if model and not model.known_from and model.digest != weights:
+        if model and model.identity != calibrated_identity(key, publication.models[key].weights):
+            here = (
+                f"has scores of models/{key} from {model.known_from} (its note is"
+                f" {join(artifact.home.path, NOTE)})"
+                if model.known_from
+                else f"has trained models/{key} itself"
+            )
             raise UserError(
-                f"this storage has trained models/{key} itself, to other weights than those of the"
-                " published scores, which it would never use; pull the others with --only"
+                f"this storage {here}, of other weights than those of the published scores, which"
+                " it would never use; pull the others with --only, or these into another storage"
             )
 
 

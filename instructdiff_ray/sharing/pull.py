@@ -39,7 +39,7 @@ from instructdiff_ray.sharing.checks import (
     compare_scores,
     read_scores,
 )
-from instructdiff_ray.sharing.matching import Match, check_pool, match_scores
+from instructdiff_ray.sharing.matching import Match, check_models, check_pool, match_scores
 from instructdiff_ray.sharing.publication import (
     PUBLICATION,
     Publication,
@@ -93,6 +93,7 @@ def pull(context: RunContext, name: str, samples: int, only: Sequence[str]) -> N
         f"{place.repo} holds none of the scores that these settings need"
         f" ({', '.join(matches.missing) or 'see --only'})",
     )
+    check_models(context, publication, matches.found)
     pool = ingest_pool(context)
     check_pool(context, publication, matches, pool)
     checked = take_over(context, pool, place, publication, matches.found, samples)
@@ -112,6 +113,7 @@ def take_over(
         checked = _fetch_all(context, place, matches, pool, Folder(local))
         for each in checked if samples else ():
             context.progress.say(recompute(context, pool, each.match, each.folder, samples))
+        check_models(context, publication, matches)  # again, for all this took its time
         for each in checked:
             _write(each, place)
     for key in {match.scores.trained for match in matches} - {None}:

@@ -97,7 +97,7 @@ def make_context(folder: Path, model_folder: str, name: str, **settings: Any) ->
     return prepare(replace(config, **settings), Progress(io.StringIO()))
 
 
-def calibrated(context: RunContext) -> Model | dict[str, Model]:
+def calibrated(context: RunContext, weights: str = WEIGHTS) -> Model | dict[str, Model]:
     """The model of a repeat, or one for each domain, put into the storage as if it was trained."""
     configs: dict[str, Config] = {"": context.config}
     if context.config.calibrate.per_domain:
@@ -109,7 +109,7 @@ def calibrated(context: RunContext) -> Model | dict[str, Model]:
             config, context.base, TRAINED_ON[number:], context.storage
         )
         with artifact.writer() as writer:
-            info = {"weights": WEIGHTS, "samples": len(TRAINED_ON), "adapter": False}
+            info = {"weights": weights, "samples": len(TRAINED_ON), "adapter": False}
             writer.finish(inputs, info)
         model = find_calibrated(context.base, artifact)
         assert model is not None
@@ -123,10 +123,10 @@ def stores_of(context: RunContext, pool: Pool, models: list[Any]) -> list[ScoreS
     return score_stores(specs, pool, context.config.cluster.precision, context.storage)
 
 
-def finish_run(context: RunContext, partitions: int = 1) -> Pool:
+def finish_run(context: RunContext, partitions: int = 1, weights: str = WEIGHTS) -> Pool:
     """What a run leaves of its scores: the gathered tables, and a folder that names them."""
     pool, keys = write_pool(context.storage, IDS, partitions), {}
-    models = [calibrated(repeat) for repeat in context.repeats()]
+    models = [calibrated(repeat, weights) for repeat in context.repeats()]
     for store in stores_of(context, pool, models):
         with store.artifact.writer() as writer:
             for number, rows in enumerate(split_by_partition(scores_of(IDS), partitions)):
@@ -224,6 +224,39 @@ def test_the_model_is_known_and_never_trained_in_its_stead(
     trained = calibrated(second)
     assert isinstance(trained, Model) and trained.known_from is None
     assert calibrate_on(second, pool, TRAINED_ON) == trained
+
+
+@pytest.mark.parametrize(
+    ("known", "line"),
+    [
+        ("pulled", rf"has scores of models/.* from {NAME}@.*elsewhere.json\), of other weights"),
+        ("trained", "has trained models/.* itself, of other weights"),
+    ],
+)
+def test_of_two_trainings_of_one_model_the_storage_keeps_the_first(
+    known: str, line: str, hub: Hub, tmp_path: Path, model_folder: str
+) -> None:
+    publications = []
+    for name, weights in (("first", WEIGHTS), ("second", "f" * 16)):
+        context = make_context(tmp_path, model_folder, name)
+        finish_run(context, weights=weights)
+        publications.append(published(context, tmp_path / f"{name}-files")[1])
+    repo = hub.repo(NAME, publications[0])
+    context = make_context(tmp_path, model_folder, "third")
+    pool = write_pool(context.storage, IDS, 1)
+    if known == "pulled":
+        take(context, pool)
+    else:
+        calibrated(context)
+    model = calibrate_on(context, pool, TRAINED_ON, build=False)
+    repo.push(publications[1])
+    before = sorted(Path(context.storage.root).rglob("*"))
+    with pytest.raises(UserError, match=line) as refused:
+        take(context, pool)
+    assert "\n" not in str(refused.value) and "--only" in str(refused.value)
+    assert sorted(Path(context.storage.root).rglob("*")) == before
+    assert calibrate_on(context, pool, TRAINED_ON, build=False) == model
+    assert [checked.match.spec.name for checked in take(context, pool, ("base",))] == ["base"]
 
 
 def test_what_is_not_in_the_pool_is_left_and_what_is_here_stays(
