@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +18,12 @@ import pyarrow.parquet as pq
 
 from instructdiff_ray.errors import UserError, require
 from instructdiff_ray.pool.partition import among, id_array, partition_bounds
+from instructdiff_ray.scoring.blocks import NOT_FINITE
 from instructdiff_ray.sharing.publication import PublishedFile, PublishedScores
 
 SAMPLE_ID = r"^[0-9a-f]{32}(-[0-9]+)?$"
-REASON = re.compile(r"[a-z][a-z_]{0,39}")
+# Why encoders and scorers give a sample no scores; what a machine is too small for stays at home.
+REASONS = (NOT_FINITE, "chat_template", "no_ending", "no_response_tokens", "too_long")
 HIGHEST_RATING = 5.0
 # What scores of one model in one precision may differ by between machines, in nats: always, and
 # more of a response of n tokens by so much / √n, for rounding falls to both sides and a mean over
@@ -91,8 +92,8 @@ def check_values(file: PublishedFile, table: pa.Table, vocabulary: int) -> None:
     for measure in measures:
         inconsistent = _mask(pc.is_null(table[measure])) != unscored
         _refuse(file, table, inconsistent, f"has no {measure}, or a reason to have none as well")
-    for reason in pc.unique(reasons.drop_null()).to_pylist():
-        require(bool(REASON.fullmatch(reason)), f"{file.name} has a reason that is none")
+    unknown = unscored & ~_mask(pc.is_in(reasons, value_set=pa.array(REASONS)))
+    _refuse(file, table, unknown, "has no scores, for a reason that is none")
     tokens = pc.fill_null(table["response_tokens"], -1).to_numpy()
     _refuse(file, table, tokens < np.where(unscored, 0, 1), "has no scored token")
     highest = {"entropy": math.log(vocabulary), "rating": HIGHEST_RATING}
@@ -123,6 +124,20 @@ def tolerance(precision: str, tokens: np.ndarray) -> np.ndarray:
     """What the scores of responses of so many tokens may differ by, in nats."""
     always, of_a_token = TOLERANCE[precision]
     return np.asarray(always + of_a_token / np.sqrt(np.maximum(tokens, 1)))
+
+
+def check_unscored(name: str, samples: int, reasons: Mapping[str, int], limit: float) -> None:
+    """Raises UserError where more than this share of the samples are said to have no scores.
+
+    reasons: the number of samples for each.
+    """
+    listed = ", ".join(f"{reason} {count:,}" for reason, count in sorted(reasons.items()))
+    require(
+        sum(reasons.values()) <= limit * samples,
+        f"of the {samples:,} samples with published {name} scores, more than"
+        f" data.max_reject_ratio={limit:g} could not be scored there ({listed}), so no score is"
+        " taken over; score them here, or raise it if they may go",
+    )
 
 
 def compare_scores(name: str, pulled: pa.Table, here: pa.Table, precision: str) -> int:

@@ -8,7 +8,8 @@ here, with a note of where it comes from.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -35,6 +36,7 @@ from instructdiff_ray.sharing.checks import (
     check_content,
     check_ids,
     check_lengths,
+    check_unscored,
     check_values,
     compare_scores,
     read_scores,
@@ -57,7 +59,8 @@ class Checked:
     """Scores that were fetched and checked.
 
     shards: where they belong; folder: on this machine, holds the rows to be written, a file for
-    each of `partitions`; rows: how many; here: of how many samples there were scores already.
+    each of `partitions`; rows: how many; here: of how many samples there were scores already;
+    unscored: how many of the rows have no scores, by reason.
     """
 
     match: Match
@@ -66,6 +69,7 @@ class Checked:
     partitions: Sequence[int]
     rows: int
     here: int
+    unscored: Mapping[str, int]
 
 
 def find_publication(name: str) -> tuple[HubPath, Publication]:
@@ -142,6 +146,7 @@ def _fetch(
     precision = context.config.cluster.precision
     vocabulary = match.model.load_config().get_text_config().vocab_size
     partitions, rows, known = [], 0, 0
+    unscored: Counter[str] = Counter()
     for file in scores.files:
         data = _content(place, file.name)
         check_content(file, data)
@@ -159,8 +164,12 @@ def _fetch(
             folder.write_table(partition_file(SCORES, file.partition), new)
             partitions.append(file.partition)
             rows += new.num_rows
+            unscored.update(new["reason"].drop_null().to_pylist())
         stage.add(1)
-    return Checked(match, shards, folder, partitions, rows, known)
+    if match.spec.encoding.form == "whole":  # of others, the selection needs it or not
+        limit = context.config.data.max_reject_ratio
+        check_unscored(match.spec.name, rows, unscored, limit)
+    return Checked(match, shards, folder, partitions, rows, known, unscored)
 
 
 def _content(place: HubPath, name: str) -> bytes:
@@ -227,9 +236,11 @@ def _tell(
         name, of_pool = each.match.spec.name, each.rows + each.here
         of_domain = f" of {each.match.domain}" if each.match.domain else ""
         there = f"; {each.here:,} were here already" if each.here else ""
+        reasons = (f"{reason} {count:,}" for reason, count in sorted(each.unscored.items()))
+        none = f"; some could not be scored there: {', '.join(reasons)}" if each.unscored else ""
         say(
             f"{name} scores{of_domain}: {of_pool:,} of the pool's {len(pool):,} samples are in"
-            f" {place.repo}@{place.revision}{there}"
+            f" {place.repo}@{place.revision}{there}{none}"
         )
     if missing:
         say(f"not published there, so computed here when a run needs them: {', '.join(missing)}")

@@ -7,10 +7,10 @@ import uuid
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 
 from instructdiff_ray.context import RunContext
+from instructdiff_ray.errors import require
 from instructdiff_ray.pool.partition import among, id_array, id_prefixes
 from instructdiff_ray.pool.pool import Pool
 from instructdiff_ray.pool.sampling import lowest_draws
@@ -18,7 +18,7 @@ from instructdiff_ray.resources import require_gpus
 from instructdiff_ray.scoring.dataflow import score_blocks
 from instructdiff_ray.scoring.placement import place
 from instructdiff_ray.scoring.plan import ScorePass, ScoreTarget
-from instructdiff_ray.scoring.shards import Shards
+from instructdiff_ray.scoring.shards import Shards, of_machine
 from instructdiff_ray.sharing.checks import compare_scores
 from instructdiff_ray.sharing.matching import Match
 from instructdiff_ray.storage.artifacts import ATTEMPT, make_key
@@ -33,14 +33,28 @@ def recompute(context: RunContext, pool: Pool, match: Match, pulled: Folder, sam
         return f"{name} scores: not recomputed, for the weights of the calibrated model aren't here"
     drawn = draw_rows(pulled, samples)
     if not drawn.num_rows:
-        return f"{name} scores: not recomputed, for none is new"
+        return f"{name} scores: not recomputed, for all of them were here already"
     here = _score(context, pool, match, drawn)
-    count = compare_scores(name, drawn, here, context.config.cluster.precision)
-    return f"{name} scores: {count:,} samples were scored here too, and agree"
+    return agreement(name, drawn, here, context.config.cluster.precision)
+
+
+def agreement(name: str, drawn: pa.Table, here: pa.Table, precision: str) -> str:
+    """A line that says how many of the drawn rows are as they were computed here. Raises UserError
+    where one is another, or this machine was too small for all of them."""
+    count = compare_scores(name, drawn, here.filter(pa.array(~of_machine(here))), precision)
+    require(
+        count > 0,
+        f"this machine is too small to score any of the {drawn.num_rows:,} samples that were drawn"
+        f" of the {name} scores; give --recompute a larger number, or pull on a larger machine",
+    )
+    too_large = drawn.num_rows - count
+    others = f"; for {too_large:,} others this machine is too small" if too_large else ""
+    return f"{name} scores: {count:,} samples were scored here too, and agree{others}"
 
 
 def draw_rows(pulled: Folder, samples: int) -> pa.Table:
-    """So many rows with scores, at random, in the order of their ids."""
+    """So many rows, at random, in the order of their ids; that a sample can't be scored is looked
+    at like its scores."""
     # Nobody who publishes scores can know beforehand which samples are looked at.
     key = secrets.token_hex(8)
     tables = [_lowest(pulled.read_table(name), samples, key) for name in sorted(pulled.sizes())]
@@ -48,9 +62,8 @@ def draw_rows(pulled: Folder, samples: int) -> pa.Table:
 
 
 def _lowest(rows: pa.Table, samples: int, key: str) -> pa.Table:
-    scored = rows.filter(pc.is_null(rows["reason"]))
-    drawn = lowest_draws(scored["sample_id"].to_pylist(), samples, key)
-    return scored.filter(pa.array(among(id_array(scored), np.array(sorted(drawn), "S"))))
+    drawn = lowest_draws(rows["sample_id"].to_pylist(), samples, key)
+    return rows.filter(pa.array(among(id_array(rows), np.array(sorted(drawn), "S"))))
 
 
 def _score(context: RunContext, pool: Pool, match: Match, drawn: pa.Table) -> pa.Table:

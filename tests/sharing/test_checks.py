@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,15 +17,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from instructdiff_ray.errors import UserError
+from instructdiff_ray.models import rating, template
 from instructdiff_ray.models.encoding import LIKELIHOOD, RATING
 from instructdiff_ray.pool.partition import partition_file
-from instructdiff_ray.scoring.blocks import NOT_FINITE
+from instructdiff_ray.scoring.blocks import NOT_FINITE, OUT_OF_MEMORY
 from instructdiff_ray.sharing.checks import (
+    REASONS,
     ROUNDING,
     TOLERANCE,
     check_content,
     check_ids,
     check_lengths,
+    check_unscored,
     check_values,
     compare_scores,
     published_schema,
@@ -150,8 +155,25 @@ def test_a_score_that_is_missing_is_refused(row: int, measure: str) -> None:
         check(put(table, "reason", row, NOT_FINITE))
     with pytest.raises(UserError, match="a reason to have none as well"):
         check(put(table, measure, 9, 1.0))
-    with pytest.raises(UserError, match="a reason that is none"):
-        check(put(table, "reason", 9, "<script>"))
+    for reason in ("<script>", "bad_sample", OUT_OF_MEMORY):
+        with pytest.raises(UserError, match="for a reason that is none"):
+            check(put(table, "reason", 9, reason))
+
+
+def test_all_reasons_that_encoders_give_are_known() -> None:
+    given = {
+        reason
+        for module in (template, rating)
+        for reason in re.findall(r'Reject\(\s*"(\w+)"', Path(module.__file__ or "").read_text())
+    }
+    assert given | {NOT_FINITE} == {*REASONS}
+
+
+def test_more_samples_without_scores_than_may_be_rejected_are_refused() -> None:
+    check_unscored("base", 10, {NOT_FINITE: 3, "too_long": 2}, 0.5)
+    check_unscored("base", 0, {}, 0.5)
+    with pytest.raises(UserError, match=r"max_reject_ratio=0.5 .* \(not_finite 4, too_long 2\)"):
+        check_unscored("base", 10, {NOT_FINITE: 4, "too_long": 2}, 0.5)
 
 
 @FEW

@@ -423,6 +423,12 @@ def with_values(column: str, value: Any) -> Change:
     return change
 
 
+def without_scores(table: pa.Table, reason: str) -> pa.Table:
+    """None of any row, for this reason."""
+    rows = [{**row, "nll": None, "entropy": None, "reason": reason} for row in table.to_pylist()]
+    return pa.Table.from_pylist(rows, table.schema)
+
+
 TAMPERED: dict[str, tuple[Change, str]] = {
     "nll": (with_values("nll", -1.0), "nll that can't be"),
     "entropy": (with_values("entropy", 99.0), "entropy that can't be"),
@@ -430,6 +436,11 @@ TAMPERED: dict[str, tuple[Change, str]] = {
     "id": (with_values("sample_id", "0" * 30), "a row without an id"),
     "text": (lambda t: t.append_column("text", t["sample_id"]), "other columns than"),
     "row": (lambda t: t.slice(1), "rows, not"),
+    "reason": (lambda t: without_scores(t, "bad_sample"), "for a reason that is none"),
+    "reasons": (
+        lambda t: without_scores(t, NOT_FINITE),
+        "could not be scored there .not_finite 59",
+    ),
 }
 
 
@@ -456,7 +467,7 @@ def test_what_was_tampered_with_is_refused_and_nothing_is_written(
     repo.push(files | consistent)
     with pytest.raises(UserError, match=line) as refused:
         take(second, pool)
-    assert str(refused.value).startswith(file["name"])
+    assert name == "reasons" or str(refused.value).startswith(file["name"])
     assert sorted(Path(second.storage.root).rglob("*")) == before
 
 
