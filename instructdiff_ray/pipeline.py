@@ -215,7 +215,8 @@ def _calibrate(
 ) -> Model:
     base, storage = context.base, context.storage
     artifact, _ = model_artifact(config, base, sample_ids, storage)
-    if model := find_calibrated(base, artifact):
+    model = find_calibrated(base, artifact)
+    if model and (model.known_from or not build):
         return model
     if not build:
         artifact.require("the calibrated model", "run `instructdiff calibrate` first")
