@@ -2,7 +2,8 @@
 
 A note in the place of the artifact says which training it was, so that its scores are found as if
 the model were here. Nothing is trained in its stead: another training of the same recipe has other
-weights, and so other scores. A model that is here comes first.
+weights, and so other scores. A fine-tuning may make a model of the same recipe all the same: then
+scores stay those of the note, as long as it is there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from instructdiff_ray.models.model import Model
-from instructdiff_ray.storage.artifacts import Artifact, Storage
+from instructdiff_ray.storage.artifacts import Artifact, FinishedArtifact, Storage
 from instructdiff_ray.storage.filesystem import join
 from instructdiff_ray.training.calibrate import calibrated_identity, calibrated_model
 
@@ -39,21 +40,20 @@ def note_training(artifact: Artifact, training: Training, origin: str) -> None:
 
 def training_of(artifact: Artifact) -> Training | None:
     """What is known of a model that is here or was trained elsewhere."""
-    if finished := artifact.finished():
-        return Training(finished.inputs, finished.info["weights"], finished.info["samples"])
-    if note := _note(artifact):
-        return Training(note["inputs"], note["weights"], note["samples"])
-    return None
+    finished, note = artifact.finished(), _note(artifact)
+    if note and not _same(finished, note):
+        return note.training
+    if finished is None:
+        return None
+    return Training(finished.inputs, finished.info["weights"], finished.info["samples"])
 
 
 def find_calibrated(base: Model, artifact: Artifact) -> Model | None:
     """The model of an artifact, finished here or known by its scores; None where it is neither."""
-    if finished := artifact.finished():
-        return calibrated_model(base, finished)
-    note = _note(artifact)
-    if note is None:
-        return None
-    return model_elsewhere(base, artifact.key, note["weights"], note["origin"])
+    finished, note = artifact.finished(), _note(artifact)
+    if note and not _same(finished, note):
+        return model_elsewhere(base, artifact.key, note.training.weights, note.origin)
+    return finished and calibrated_model(base, finished)
 
 
 def model_elsewhere(base: Model, key: str, weights: str, origin: str) -> Model:
@@ -62,9 +62,28 @@ def model_elsewhere(base: Model, key: str, weights: str, origin: str) -> Model:
     return replace(base, identity=calibrated_identity(key, weights), known_from=origin)
 
 
-def _note(artifact: Artifact) -> dict[str, Any] | None:
+@dataclass(frozen=True)
+class _Note:
+    training: Training
+    origin: str
+
+
+def _note(artifact: Artifact) -> _Note | None:
+    """None where there is none, or it is damaged: the next pull writes it anew."""
     data = artifact.home.read_bytes(NOTE)
-    return None if data is None else dict(json.loads(data))
+    if data is None:
+        return None
+    try:
+        note = json.loads(data)
+        training = Training(note["inputs"], note["weights"], note["samples"])
+        return _Note(training, note["origin"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _same(finished: FinishedArtifact | None, note: _Note) -> bool:
+    """Whether what was trained here is what the note is of."""
+    return finished is not None and finished.info["weights"] == note.training.weights
 
 
 def weights_wanted(name: str, model: Model, samples: int, storage: Storage) -> str:

@@ -220,10 +220,16 @@ def test_the_model_is_known_and_never_trained_in_its_stead(
         check_weights(targets, 5, second.storage)
     (note,) = Path(second.storage.root).glob("models/*/trained-elsewhere.json")
     assert f"delete {note}" in str(refused.value)
-    # A model that is trained here after all comes first.
-    trained = calibrated(second)
+    # Nor does a fine-tuning put its own in the place of what the scores are of.
+    calibrated(second, weights="f" * 16)
+    assert calibrate_on(second, pool, TRAINED_ON) == model
+    trained = calibrated(second)  # the same, and its weights are here
     assert isinstance(trained, Model) and trained.known_from is None
     assert calibrate_on(second, pool, TRAINED_ON) == trained
+    calibrated(second, weights="f" * 16)
+    note.unlink()
+    found = calibrate_on(second, pool, TRAINED_ON)
+    assert isinstance(found, Model) and found.known_from is None and found.digest == "f" * 16
 
 
 @pytest.mark.parametrize(
