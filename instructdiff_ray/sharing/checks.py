@@ -20,8 +20,9 @@ from instructdiff_ray.errors import UserError, require
 from instructdiff_ray.pool.partition import among, id_array, partition_bounds
 from instructdiff_ray.scoring.blocks import NOT_FINITE
 from instructdiff_ray.sharing.publication import PublishedFile, PublishedScores
+from instructdiff_ray.storage.filesystem import VERIFIED
 
-SAMPLE_ID = r"^[0-9a-f]{32}(-[0-9]+)?$"
+SAMPLE_ID = r"^[0-9a-f]{32}(-[0-9]{1,9})?$"
 # Why encoders and scorers give a sample no scores; what a machine is too small for stays at home.
 REASONS = (NOT_FINITE, "chat_template", "no_ending", "no_response_tokens", "too_long")
 HIGHEST_RATING = 5.0
@@ -50,20 +51,33 @@ def check_content(file: PublishedFile, data: bytes) -> None:
 
 
 def read_scores(scores: PublishedScores, file: PublishedFile, data: bytes) -> pa.Table:
-    """The rows of a file. Raises UserError where it has another schema, or number of rows."""
+    """The rows of a file. Raises UserError where it has another schema, or number of rows, which
+    its footer tells before anything is unpacked."""
     schema = published_schema(scores.measures)
     try:
-        table = pq.read_table(pa.BufferReader(data))
+        with pq.ParquetFile(pa.BufferReader(data), **VERIFIED) as parquet:
+            _check_footer(file, parquet, schema)
+            table = parquet.read()
+        table.validate(full=True)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{file.name} is no Parquet file ({type(error).__name__})") from None
+    return table.combine_chunks()
+
+
+def _check_footer(file: PublishedFile, parquet: pq.ParquetFile, schema: pa.Schema) -> None:
+    footer = parquet.metadata
     require(
-        table.schema.equals(schema),
+        parquet.schema_arrow.equals(schema),
         f"{file.name} has other columns than {', '.join(schema.names)}",
     )
     require(
-        table.num_rows == file.rows, f"{file.name} has {table.num_rows:,} rows, not {file.rows:,}"
+        footer.num_rows == file.rows, f"{file.name} has {footer.num_rows:,} rows, not {file.rows:,}"
     )
-    return table.combine_chunks()
+    groups = map(footer.row_group, range(footer.num_row_groups))
+    require(
+        sum(group.total_byte_size for group in groups) <= file.most_bytes,
+        f"{file.name} has values that are longer than ids, numbers and reasons are",
+    )
 
 
 def check_ids(file: PublishedFile, table: pa.Table, partitions: int) -> None:

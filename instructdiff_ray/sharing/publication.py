@@ -13,14 +13,21 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from instructdiff_ray.errors import UserError, require
-from instructdiff_ray.pool.partition import MOST_PARTITIONS
+from instructdiff_ray.pool.partition import MOST_PARTITIONS, ROWS_PER_PARTITION
+from instructdiff_ray.sharing.settings import shown
 from instructdiff_ray.storage.artifacts import make_key
 from instructdiff_ray.training.known_models import Training
 
 PUBLICATION = "scores.json"
+MOST_BYTES = 16 << 20  # of it: 60,000 files, each of a million rows
 FORMAT = 1  # of the file; raise it when another version could not read it
 SHA256 = re.compile(r"[0-9a-f]{64}")
-WEIGHTS = re.compile(r"[0-9a-f]{16}")
+HASH = re.compile(r"[0-9a-f]{16}")  # a key, or the hash of weights
+NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")  # of scores, and of their measures
+# More than there are, so that what a stranger claims asks for no more memory than scores do. No
+# partition holds as many rows, for ids are hashes; a row has 80 bytes or so before compression.
+MOST_SAMPLES = MOST_PARTITIONS * ROWS_PER_PARTITION
+MOST_ROWS, BYTES_PER_ROW, BYTES_PER_FILE = 2 * ROWS_PER_PARTITION, 256, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -34,12 +41,18 @@ class PublishedFile:
     sha256: str
 
     def __post_init__(self) -> None:
-        numbers = (self.partition, self.rows, self.size)
         require(
-            all(isinstance(number, int) and number >= 0 for number in numbers)
+            _is_count(self.partition, MOST_PARTITIONS)
+            and _is_count(self.rows, MOST_ROWS)
+            and _is_count(self.size, self.most_bytes)
             and bool(SHA256.fullmatch(self.sha256)),
-            f"{PUBLICATION}: {self.name} has no valid size or digest",
+            f"{PUBLICATION}: {shown(self.name)} has no valid size or digest",
         )
+
+    @property
+    def most_bytes(self) -> int:
+        """What so many rows take at most, compressed or not."""
+        return BYTES_PER_FILE + BYTES_PER_ROW * self.rows
 
 
 @dataclass(frozen=True)
@@ -63,10 +76,19 @@ class PublishedScores:
     files: Sequence[PublishedFile]
 
     def __post_init__(self) -> None:
+        require(
+            bool(NAME.fullmatch(self.name))
+            and _is_count(self.round, MOST_SAMPLES)
+            and (self.domain is None or isinstance(self.domain, str))
+            and isinstance(self.measures, list)
+            and all(NAME.fullmatch(measure) for measure in self.measures),
+            f"{PUBLICATION}: {shown(self.name)} scores are not described as scores are",
+        )
         _check_key(self.key, self.scorer)
         require(
-            self.partitions in (1 << bits for bits in range(MOST_PARTITIONS.bit_length())),
-            f"{PUBLICATION}: {self.partitions} is no number of partitions",
+            type(self.partitions) is int
+            and self.partitions in (1 << bits for bits in range(MOST_PARTITIONS.bit_length())),
+            f"{PUBLICATION}: {shown(self.partitions)} is no number of partitions",
         )
         require(
             self.samples == sum(file.rows for file in self.files)
@@ -104,7 +126,7 @@ class Publication:
 
     def __post_init__(self) -> None:
         require(
-            isinstance(self.pool["samples"], int)
+            _is_count(self.pool["samples"], MOST_SAMPLES)
             and {"path", "digest"} <= {*self.pool}
             and isinstance(self.base_model["name"], str)
             and {"commit", "identity"} <= {*self.base_model}
@@ -114,8 +136,8 @@ class Publication:
         for key, model in self.models.items():
             _check_key(key, model.inputs)
             require(
-                bool(WEIGHTS.fullmatch(model.weights)),
-                f"{PUBLICATION}: the model {key} has no hash of its weights",
+                bool(HASH.fullmatch(model.weights)) and _is_count(model.samples, MOST_SAMPLES),
+                f"{PUBLICATION}: the model {key} has no hash of its weights, or number of samples",
             )
         for scores in self.scores:
             trained = scores.trained
@@ -161,6 +183,11 @@ def read_publication(data: bytes) -> Publication:
 
 def _check_key(key: str, inputs: Mapping[str, Any]) -> None:
     require(
-        make_key(**inputs) == key,
-        f"{PUBLICATION}: {key} is not the key of what it is said to be made of",
+        bool(HASH.fullmatch(key)) and make_key(**inputs) == key,
+        f"{PUBLICATION}: {shown(key)} is not the key of what it is said to be made of",
     )
+
+
+def _is_count(value: Any, most: int) -> bool:
+    """Whether it is a whole number from 0 to the most; True is none, and 1.0 is none."""
+    return type(value) is int and 0 <= value <= most

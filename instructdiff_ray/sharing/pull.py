@@ -43,6 +43,7 @@ from instructdiff_ray.sharing.checks import (
 )
 from instructdiff_ray.sharing.matching import Match, check_models, check_pool, match_scores
 from instructdiff_ray.sharing.publication import (
+    MOST_BYTES,
     PUBLICATION,
     Publication,
     read_publication,
@@ -81,7 +82,7 @@ def find_publication(name: str) -> tuple[HubPath, Publication]:
         f"{place.repo} holds no {PUBLICATION}, and so no scores; name a repository that"
         " `scores push` has made",
     )
-    return place, read_publication(_content(place, PUBLICATION))
+    return place, read_publication(_content(place, PUBLICATION, MOST_BYTES))
 
 
 def pull(context: RunContext, name: str, samples: int, only: Sequence[str]) -> None:
@@ -148,7 +149,7 @@ def _fetch(
     partitions, rows, known = [], 0, 0
     unscored: Counter[str] = Counter()
     for file in scores.files:
-        data = _content(place, file.name)
+        data = _content(place, file.name, file.size)
         check_content(file, data)
         table = read_scores(scores, file, data)
         check_ids(file, table, scores.partitions)
@@ -172,10 +173,15 @@ def _fetch(
     return Checked(match, shards, folder, partitions, rows, known, unscored)
 
 
-def _content(place: HubPath, name: str) -> bytes:
-    data = Folder(str(place.file(""))).read_bytes(name)
-    require(data is not None, f"{place.repo} has no file {name}, which {PUBLICATION} names")
-    return data or b""
+def _content(place: HubPath, name: str, most_bytes: int) -> bytes:
+    """A file of the repository, which is not fetched where it is longer than this."""
+    size = read_contents(place).sizes.get(name)
+    require(size is not None, f"{place.repo} has no file {name}, which {PUBLICATION} names")
+    require(
+        (size or 0) <= most_bytes,
+        f"{name} has {size:,} bytes in {place.repo}, more than the {most_bytes:,} that it can have",
+    )
+    return Folder(str(place.file(""))).read_bytes(name) or b""
 
 
 def _index(pool: Pool, number: int, count: int) -> pa.Table:

@@ -62,7 +62,7 @@ def rows_of(seed: int = 0, measures: tuple[str, ...] = LIKELIHOOD) -> pa.Table:
 
 def packed(table: pa.Table) -> bytes:
     out = io.BytesIO()
-    pq.write_table(table, out)
+    pq.write_table(table, out, compression="zstd")
     return out.getvalue()
 
 
@@ -221,9 +221,33 @@ def test_a_row_that_is_gone_or_a_column_that_is_new_is_refused(row: int) -> None
         scores, file = published(data, ROWS)
         with pytest.raises(UserError, match=line):
             read_scores(scores, file, data)
+    values = [b"\xff" if reason else None for reason in rows_of()["reason"].to_pylist()]
+    bytes_ = pa.array(values, pa.binary())
+    no_text = pa.Array.from_buffers(pa.string(), ROWS, bytes_.buffers(), bytes_.null_count)
+    data = packed(rows_of().set_column(4, "reason", no_text))
+    scores, file = published(data, ROWS)
+    with pytest.raises(UserError, match="is no Parquet file"):
+        read_scores(scores, file, data)
     scores, file = published(b"PAR1 and no more", ROWS)
     with pytest.raises(UserError, match="is no Parquet file"):
         read_scores(scores, file, b"PAR1 and no more")
+
+
+def test_a_file_that_would_fill_the_memory_is_refused_by_its_footer() -> None:
+    long = pa.array(["x" * 3_000_000] * ROWS).dictionary_encode()
+    for table, rows, line in (
+        (rows_of(), ROWS - 1, f"has {ROWS} rows, not {ROWS - 1}"),
+        (rows_of().set_column(4, "reason", long.cast(pa.string())), ROWS, "values that are longer"),
+        (rows_of().append_column("text", long), ROWS, "has other columns"),
+    ):
+        data = packed(table)
+        footer = int.from_bytes(data[-8:-4], "little") + 8
+        no_pages = b"PAR1" + bytes(len(data) - footer - 4) + data[-footer:]
+        scores, file = published(no_pages, rows)
+        with pytest.raises(UserError, match=line):
+            read_scores(scores, file, no_pages)
+    with pytest.raises(UserError, match="a row without an id"):
+        check(put(rows_of(), "sample_id", 3, f"{rows_of()['sample_id'][3].as_py()}-{'1' * 10}"))
 
 
 @FEW

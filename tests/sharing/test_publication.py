@@ -102,6 +102,26 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "digest": (lambda p: p["scores"][0]["files"][0].update(sha256="a"), "no valid size or digest"),
     "size": (lambda p: p["scores"][0]["files"][0].update(size=-1), "no valid size or digest"),
     "partitions": (lambda p: p["scores"][0].update(partitions=3), "3 is no number of partitions"),
+    "float": (lambda p: p["scores"][0].update(partitions=2.0), "2.0 is no number of partitions"),
+    "rows": (lambda p: p["scores"][0]["files"][0].update(rows=1 << 40), "no valid size or digest"),
+    "long file": (lambda p: p["scores"][0]["files"][0].update(size=1 << 30), "no valid size"),
+    "true": (lambda p: p["scores"][0]["files"][0].update(rows=True), "no valid size or digest"),
+    "measures": (lambda p: p["scores"][0].update(measures=None), "not described as scores are"),
+    "measure": (lambda p: p["scores"][0].update(measures=["\n"]), "not described as scores are"),
+    "domain": (lambda p: p["scores"][1].update(domain=["x"]), "not described as scores are"),
+    "name": (lambda p: p["scores"][0].update(name="\x1b[2J"), "not described as scores are"),
+    "round": (lambda p: p["scores"][1].update(round="1"), "not described as scores are"),
+    "key": (lambda p: p["scores"][0].update(key="\x1b[2J\n"), "is not the key of"),
+    "file": (
+        lambda p: p["scores"][0]["files"][0].update(name="\x1b[2J\n", size=-1),
+        "no valid size or digest",
+    ),
+    "trained on": (
+        lambda p: next(iter(p["models"].values())).update(samples={"x": "y"}),
+        "or number of samples",
+    ),
+    "model": (lambda p: p["models"].update({"\x1b[2J": p["models"].popitem()[1]}), "not the key"),
+    "pool of": (lambda p: p["pool"].update(samples=10**4000), "does not say what pool"),
 }
 
 
@@ -112,7 +132,7 @@ def test_what_does_not_agree_with_itself_is_refused_in_one_line(name: str) -> No
     change(value)
     with pytest.raises(UserError, match=line) as refused:
         read_publication(json.dumps(value).encode())
-    assert "\n" not in str(refused.value)
+    assert str(refused.value).isprintable() and len(str(refused.value)) < 200
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"1", b"{", b"\xff", b"[" * 100_000])

@@ -36,7 +36,7 @@ from instructdiff_ray.scoring.stage import check_weights
 from instructdiff_ray.scoring.store import ScoreStore, score_stores
 from instructdiff_ray.selection.requirements import required_scores
 from instructdiff_ray.sharing.matching import match_scores
-from instructdiff_ray.sharing.publication import Publication
+from instructdiff_ray.sharing.publication import MOST_BYTES, Publication
 from instructdiff_ray.sharing.publish import collect, left_out
 from instructdiff_ray.sharing.pull import Checked, find_publication, take_over
 from instructdiff_ray.storage.artifacts import Storage
@@ -466,7 +466,7 @@ def test_what_was_tampered_with_is_refused_and_nothing_is_written(
     second = make_context(tmp_path, model_folder, "second")
     pool = write_pool(second.storage, IDS, 1)
     before = sorted(Path(second.storage.root).rglob("*"))
-    with pytest.raises(UserError, match="another digest|bytes instead of"):
+    with pytest.raises(UserError, match="another digest|bytes instead of|more than the"):
         take(second, pool)
     file |= {"size": out.tell(), "sha256": hashlib.sha256(out.getvalue()).hexdigest()}
     consistent = {file["name"]: out.getvalue(), "scores.json": json.dumps(manifest).encode()}
@@ -481,6 +481,9 @@ def test_a_repository_without_scores_is_said_to_be_one(hub: Hub, tmp_path: Path)
     hub.repo(NAME, {"a.jsonl": b"{}"})
     with pytest.raises(UserError, match="me/scores holds no scores.json"):
         find_publication(NAME)
+    hub.repo("me/long", {"scores.json": b"[" * (MOST_BYTES + 1)})
+    with pytest.raises(UserError, match=f"has {MOST_BYTES + 1:,} bytes in me/long, more than the"):
+        find_publication("me/long")
     with pytest.raises(UserError, match="has no revision v9"):
         find_publication(f"{NAME}@v9")
     with pytest.raises(UserError, match="the Hub has no dataset me/none"):
