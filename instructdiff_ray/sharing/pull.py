@@ -7,6 +7,7 @@ here, with a note of where it comes from.
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,7 +62,7 @@ class Checked:
 
     shards: where they belong; folder: on this machine, holds the rows to be written, a file for
     each of `partitions`; rows: how many; here: of how many samples there were scores already;
-    unscored: how many of the rows have no scores, by reason.
+    unscored: how many of the rows have no scores, by reason; digest: of the ids of the rows.
     """
 
     match: Match
@@ -71,6 +72,7 @@ class Checked:
     rows: int
     here: int
     unscored: Mapping[str, int]
+    digest: str
 
 
 def find_publication(name: str) -> tuple[HubPath, Publication]:
@@ -148,6 +150,7 @@ def _fetch(
     vocabulary = match.model.load_config().get_text_config().vocab_size
     partitions, rows, known = [], 0, 0
     unscored: Counter[str] = Counter()
+    digest = hashlib.sha256()
     for file in scores.files:
         data = _content(place, file.name, file.size)
         check_content(file, data)
@@ -165,12 +168,13 @@ def _fetch(
             folder.write_table(partition_file(SCORES, file.partition), new)
             partitions.append(file.partition)
             rows += new.num_rows
+            digest.update("\n".join(new["sample_id"].to_pylist()).encode())
             unscored.update(new["reason"].drop_null().to_pylist())
         stage.add(1)
     if match.spec.encoding.form == "whole":  # of others, the selection needs it or not
         limit = context.config.data.max_reject_ratio
         check_unscored(match.spec.name, rows, unscored, limit)
-    return Checked(match, shards, folder, partitions, rows, known, unscored)
+    return Checked(match, shards, folder, partitions, rows, known, unscored, digest.hexdigest())
 
 
 def _content(place: HubPath, name: str, most_bytes: int) -> bytes:
@@ -216,7 +220,8 @@ def _write(checked: Checked, place: HubPath) -> None:
     if not checked.rows:
         return
     scores = checked.match.scores
-    note_origin(checked.shards, Origin(place.repo, str(place.revision), checked.rows))
+    origin = Origin(place.repo, str(place.revision), checked.rows)
+    note_origin(checked.shards, origin, checked.digest)
     schema = shard_schema(scores.measures)
     detail = f"it has no scores in {place.repo} either"
 

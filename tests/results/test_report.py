@@ -296,7 +296,7 @@ def test_scores_from_elsewhere_are_named(scores: str) -> None:
     page = render(summary, ranking_of(domains), "", {"Selected": [example()]})
     parsed = Page(page)
     assert_inert(page, parsed)
-    assert "of 1,234 samples, from " in parsed.text
+    assert "of 1,234 samples, of this pool or others, from " in parsed.text
     assert f"me/<scores>@{'c' * 40}" in parsed.texts
     explained = "its weights are not here to read these samples" in parsed.text
     assert explained == (scores == "calibrated")

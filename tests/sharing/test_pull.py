@@ -265,6 +265,27 @@ def test_of_two_trainings_of_one_model_the_storage_keeps_the_first(
     assert [checked.match.spec.name for checked in take(context, pool, ("base",))] == ["base"]
 
 
+def test_a_pull_that_was_cut_off_is_repeated_and_counts_once(
+    hub: Hub, tmp_path: Path, model_folder: str
+) -> None:
+    first = make_context(tmp_path, model_folder, "first")
+    finish_run(first)
+    publication, files = published(first, tmp_path / "files")
+    hub.repo(NAME, files)
+    second = make_context(tmp_path, model_folder, "second")
+    pool = write_pool(second.storage, IDS[:40], 1)
+    for checked in take(second, pool):
+        for snapshot in Shards(checked.shards).snapshots:  # before its manifest was written
+            checked.shards.delete(f"{snapshot.name}/manifest.json")
+    assert not rows_in(second.storage, pool, publication.scores[0].key).num_rows
+    for checked in take(second, pool):
+        assert checked.rows == 40 - 1
+        assert [origin.samples for origin in origins_of([checked.shards])] == [40 - 1]
+    for checked in take(second, write_pool(second.storage, IDS, 1)):
+        assert (checked.rows, checked.here) == (20, 40 - 1)
+        assert [origin.samples for origin in origins_of([checked.shards])] == [60 - 1]
+
+
 def test_what_is_not_in_the_pool_is_left_and_what_is_here_stays(
     hub: Hub, tmp_path: Path, model_folder: str
 ) -> None:

@@ -88,7 +88,7 @@ def test_a_damaged_manifest_names_nothing(storage: Storage, manifest: bytes) -> 
 
 def test_notes_of_what_was_pulled_stay(storage: Storage) -> None:
     shards, model = storage.folder("pieces", A), storage.artifact("models", A)
-    note_origin(shards, Origin("me/scores", "c" * 40, 5))
+    note_origin(shards, Origin("me/scores", "c" * 40, 5), "digest")
     note_training(model, Training({}, "0" * 16, 3), "me/scores")
     age(Path(storage.root))
     assert names(storage) == []
