@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -9,12 +10,20 @@ from typing import Any
 
 from huggingface_hub import DatasetCardData
 
-from instructdiff_ray.config.selection import SelectConfig
+from instructdiff_ray.config.clean import CleanConfig
+from instructdiff_ray.config.data import DataConfig, TemplateConfig
+from instructdiff_ray.config.selection import BaselineConfig, SelectConfig
 from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.results.card import card_environment, size_category
 from instructdiff_ray.sharing.publication import Publication, PublishedScores
+from instructdiff_ray.sharing.settings import OMITTED
 
 TEMPLATE = "card.md.j2"
+SET = {"template": TemplateConfig(), "calibrate": CalibrateConfig(), "select": SelectConfig()}
+USUAL = {"data": DataConfig(), "clean": CleanConfig(), "baseline": BaselineConfig()}
+# What Hydra reads as text without quotes, but for some words, and what it wants escaped in keys.
+PLAIN, NO_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9_./@:-]*"), ("null", "true", "false", "inf", "nan")
+KEY_MARKS, ESCAPED = re.compile(r"([\\()\[\]{}:=, \t])"), r"\\\1"
 
 
 def render_card(publication: Publication, repository: str) -> str:
@@ -53,28 +62,32 @@ def render_card(publication: Publication, repository: str) -> str:
 def settings_line(publication: Publication) -> Iterator[str]:
     """The settings, quoted for a shell, with which the scores are pulled and selected by."""
     pool, base, settings = publication.pool, publication.base_model, publication.settings
-    yield _setting("data.path", pool["path"] or "…")
+    yield _setting("data.path", pool["path"] or OMITTED)
     for name in ("subset", "split", "limit"):
         if pool[name] is not None:
             yield _setting(f"data.{name}", pool[name])
-    yield _setting("model.base", base["name"] if base["commit"] else "…")
+    yield _setting("model.base", base["name"] if base["commit"] else OMITTED)
     if base["commit"]:
         yield _setting("model.revision", base["commit"])
-    yield _setting("domain", settings["domain"])
-    scorer = publication.scores[0].scorer
-    yield _setting("template", scorer["rendering"]["template"]["name"])
-    yield _setting("cluster.precision", scorer["precision"])
-    for name in ("strategy", "rounds", "seed"):
+    yield _setting("cluster.precision", publication.scores[0].scorer["precision"])
+    for name in ("domain", "strategy", "rounds", "seed"):
         yield _setting(name, settings[name])
-    # All of them, whatever a domain's file brings: what is usual may change between versions.
-    for part, known in (("calibrate", CalibrateConfig()), ("select", SelectConfig())):
+    if settings["domains"]:
+        yield _setting("+domains", settings["domains"])
+    for part, usual in USUAL.items():
         for name, value in settings[part].items():
-            if value is not None or getattr(known, name, None) is not None:
+            if value != getattr(usual, name, None):
+                yield _setting(f"{part}.{name}", value)
+    # All of these, whatever a domain's or template's file brings: what is usual may change between
+    # versions, and who has another file by this name has other texts.
+    for part, usual in SET.items():
+        for name, value in settings[part].items():
+            if value is not None or getattr(usual, name, None) is not None:
                 yield _setting(f"{part}.{name}", value)
 
 
 def _setting(name: str, value: Any) -> str:
-    return shlex.quote(f"{name}={_hydra(value)}") if value != "…" else f"{name}=…"
+    return f"{name}={OMITTED}" if value == OMITTED else shlex.quote(f"{name}={_hydra(value)}")
 
 
 def _hydra(value: Any) -> str:
@@ -83,11 +96,20 @@ def _hydra(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, str):
+        plain = PLAIN.fullmatch(value) and value.lower() not in NO_TEXT
+        return value if plain else _quoted(value)
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{name}: {_hydra(each)}" for name, each in value.items()) + "}"
+        items = (f"{KEY_MARKS.sub(ESCAPED, name)}: {_hydra(each)}" for name, each in value.items())
+        return "{" + ",".join(items) + "}"
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(_hydra, value)) + "]"
     return str(value)
+
+
+def _quoted(text: str) -> str:
+    """In double quotes; backslashes count before a quote alone, and at the end."""
+    return '"' + re.sub(r'(\\*)("|\Z)', lambda m: m[1] * 2 + (m[2] and '\\"'), text) + '"'
 
 
 def _base_model(publication: Publication) -> str:

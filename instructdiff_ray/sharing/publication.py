@@ -114,7 +114,7 @@ class Publication:
 
     base_model: its name, its commit on the Hub (None: a local folder), its identity.
     pool: `samples`, `digest`, and where it can be had: `path`, `subset`, `split` (None: nowhere).
-    settings: those by which samples were drawn and selected, and `data`.
+    settings: those by which rows were read, samples drawn and selected, and models found.
     models: calibrated models by key.
     """
 

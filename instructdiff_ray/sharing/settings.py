@@ -3,13 +3,16 @@ line."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from instructdiff_ray.config.run import Config
+from instructdiff_ray.pool.hub_data import is_hub
 
 ABSENT = "nothing"
+OMITTED = "…"  # in the place of what names a file or folder of a machine
 LONGEST_VALUE = 60
 # Of what keys are made of, as the command line calls it.
 NAMES = {
@@ -41,8 +44,23 @@ class Difference:
 
 def run_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Of a configuration, as JSON values, what is published: no path, and nothing of a machine."""
-    names = ("strategy", "rounds", "seed", "domain", "domains", "calibrate", "select")
-    return {name: config[name] for name in names}
+    names = ("strategy", "rounds", "seed", "domain", "domains", "template", "calibrate", "select")
+    read = ("format", "columns", "domain_column", "keep_duplicates", "over_long")
+    clean, baseline = config["clean"], config["baseline"]
+    benchmarks = [path if is_hub(path) else OMITTED for path in clean["benchmarks"]]
+    small, raters = baseline["small_model"], baseline["rating_models"]
+    return {
+        **{name: config[name] for name in names},
+        "data": {name: config["data"][name] for name in read},
+        "clean": {**clean, "benchmarks": benchmarks},
+        "baseline": {"small_model": _on_hub(small), "rating_models": [*map(_on_hub, raters)]},
+    }
+
+
+def _on_hub(model: str) -> str:
+    """A model's name; of a folder nothing, for it tells of a machine."""
+    local = model.startswith(("/", ".", "~")) or model.count("/") > 1 or os.path.isdir(model)
+    return OMITTED if local else model
 
 
 def input_differences(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
+from instructdiff_ray.config.run import Config
+from instructdiff_ray.config.selection import SelectConfig
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.sharing.publication import (
     Publication,
@@ -16,6 +19,7 @@ from instructdiff_ray.sharing.publication import (
     read_publication,
     scores_file,
 )
+from instructdiff_ray.sharing.settings import run_settings
 from instructdiff_ray.storage.artifacts import make_key
 from instructdiff_ray.training.known_models import Training
 
@@ -43,15 +47,8 @@ def scores_of(name: str, model: str, number: int = 1) -> PublishedScores:
 
 def publication(path: Any = "hf://datasets/openai/gsm8k@abc", **settings: Any) -> Publication:
     key = make_key(**INPUTS)
-    chosen = {
-        "strategy": "instructdiff",
-        "rounds": 1,
-        "seed": 0,
-        "domain": "math",
-        "domains": {},
-        "calibrate": {"ratio": 0.1, "learning_rate": 2e-05, "lora_rank": None},
-        "select": {"ratio": 0.1, "guard": ["typical", "complete"]},
-    }
+    guarded = SelectConfig(guard=["typical", "complete"])
+    chosen = run_settings(asdict(Config(domain="math", select=guarded)))
     return Publication(
         {"name": "Qwen/Qwen2.5-7B", "commit": "d" * 40, "identity": "b" * 16},
         {"samples": 10, "digest": "e" * 16, "path": path, "subset": "main", "split": None,

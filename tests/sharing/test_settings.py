@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from huggingface_hub import DatasetCard
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from instructdiff_ray.commands.settings import config_of
+from instructdiff_ray.config.clean import CleanConfig
+from instructdiff_ray.config.data import DataConfig, TemplateConfig
 from instructdiff_ray.config.run import Config
-from instructdiff_ray.config.selection import SelectConfig
+from instructdiff_ray.config.selection import BaselineConfig, SelectConfig
 from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.sharing.card import render_card, settings_line
 from instructdiff_ray.sharing.settings import (
@@ -91,13 +94,61 @@ def test_what_draws_and_selects_other_samples_is_named() -> None:
     assert names == ["domains.law.calibrate.ratio", "select.ratio", "select.guard"]
 
 
-def test_the_card_has_the_command_in_words_that_hydra_reads() -> None:
-    settings = shlex.split(" ".join(settings_line(publication())))
-    read = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(settings)}
-    assert read["data.path"] == "hf://datasets/openai/gsm8k@abc" and read["data.subset"] == "main"
-    assert read["model.base"] == "Qwen/Qwen2.5-7B" and read["model.revision"] == "d" * 40
-    assert read["calibrate.learning_rate"] == 2e-05 and read["cluster.precision"] == "bf16"
-    assert read["select.guard"] == ["typical", "complete"]
+AWKWARD = [
+    "train[:10%]",
+    "it's (new)",
+    "Ünï code",
+    "a,b",
+    "1e3",
+    "null",
+    "x: y",
+    "",
+    'a\\"b\\\\',
+]
+OTHERS = Config(
+    data=DataConfig(
+        columns={"instruction": "q, a", "response": "r"},
+        domain_column="topic, if any",
+        over_long="truncate",
+    ),
+    clean=CleanConfig(near_duplicates=0.8, benchmarks=["hf://datasets/openai/gsm8k@abc"]),
+    template=TemplateConfig(
+        "it's mine", 'Say "{instruction}"\n\n# {{x}}:\n', "{instruction}\n{input}"
+    ),
+    calibrate=CalibrateConfig(epochs=1, lora_rank=8),
+    select=SelectConfig(mixture={"math": 0.3, "role play": 0.2}, guard=["typical", "complete"]),
+    domains={"law, and order": {"calibrate": {"ratio": 0.5}}, "math": {"select": {"ratio": 0.2}}},
+    baseline=BaselineConfig(small_model="openai/gpt", rating_models=["a/b", "c-d/e"]),
+    seed=7,
+)
+
+
+@pytest.mark.parametrize("config", [Config(domain="math"), OTHERS], ids=["usual", "others"])
+@pytest.mark.parametrize("split", AWKWARD)
+def test_the_card_s_command_gives_the_settings_that_are_published(
+    config: Config, split: str
+) -> None:
+    shared = publication(**run_settings(asdict(config)))
+    shared = replace(shared, pool={**shared.pool, "split": split, "limit": 5})
+    command = shlex.split(" ".join(settings_line(shared)))
+    read = config_of([*command, "storage=/tmp"])
+    assert run_settings(asdict(read)) == shared.settings
+    given = {name: getattr(read.data, name) for name in ("path", "subset", "split", "limit")}
+    assert given == {name: shared.pool[name] for name in given}
+    model = (read.model.base, read.model.revision)
+    assert model == ("Qwen/Qwen2.5-7B", "d" * 40) and read.cluster.precision == "bf16"
+
+
+def test_no_path_of_a_machine_is_published(tmp_path: Path) -> None:
+    own = str(tmp_path)
+    config = Config(
+        clean=CleanConfig(benchmarks=[f"{own}/gsm8k.jsonl", "hf://datasets/openai/gsm8k@abc"]),
+        baseline=BaselineConfig(small_model=own, rating_models=["~/models/a", "org/b"]),
+    )
+    settings = run_settings(asdict(config))
+    assert own not in str(settings) and "models/a" not in str(settings)
+    line = " ".join(settings_line(publication(**settings)))
+    assert "baseline.small_model=… " in line and "org/b" in line and "openai/gsm8k@abc" in line
 
 
 def test_the_card_names_each_folder_and_no_path_of_a_machine() -> None:
