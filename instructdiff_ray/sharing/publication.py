@@ -20,10 +20,11 @@ from instructdiff_ray.training.known_models import Training
 
 PUBLICATION = "scores.json"
 MOST_BYTES = 16 << 20  # of it: 60,000 files, each of a million rows
-FORMAT = 1  # of the file; raise it when another version could not read it
+FORMAT = 2  # of the file; raise it when another version could not read it
 SHA256 = re.compile(r"[0-9a-f]{64}")
 HASH = re.compile(r"[0-9a-f]{16}")  # a key, or the hash of weights
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")  # of scores, and of their measures
+PLACE = re.compile(r"[\w.-]+(/[\w.-]+)?@[0-9a-f]{40}", re.ASCII)
 # More than there are, so that what a stranger claims asks for no more memory than scores do. No
 # partition holds as many rows, for ids are hashes; a row has 80 bytes or so before compression.
 MOST_SAMPLES = MOST_PARTITIONS * ROWS_PER_PARTITION
@@ -63,6 +64,7 @@ class PublishedScores:
         where each has a model of its own.
     key, scorer: of the shards, and what the key is made of.
     partitions: into so many the ids are split; files: of those that hold a sample.
+    taken_from: publications, as `org/name@commit`, some of whose scores are among these.
     """
 
     name: str
@@ -74,6 +76,7 @@ class PublishedScores:
     samples: int
     partitions: int
     files: Sequence[PublishedFile]
+    taken_from: Sequence[str]
 
     def __post_init__(self) -> None:
         require(
@@ -81,7 +84,8 @@ class PublishedScores:
             and _is_count(self.round, MOST_SAMPLES)
             and (self.domain is None or isinstance(self.domain, str))
             and isinstance(self.measures, list)
-            and all(NAME.fullmatch(measure) for measure in self.measures),
+            and all(NAME.fullmatch(measure) for measure in self.measures)
+            and all(PLACE.fullmatch(place) for place in self.taken_from),
             f"{PUBLICATION}: {shown(self.name)} scores are not described as scores are",
         )
         _check_key(self.key, self.scorer)

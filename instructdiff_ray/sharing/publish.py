@@ -11,6 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from instructdiff_ray.pool.pool import Pool, of_domain, open_pool
 from instructdiff_ray.results.card import CARD
 from instructdiff_ray.results.push import publish
 from instructdiff_ray.results.status import SUMMARY
+from instructdiff_ray.scoring.origins import origins_of
 from instructdiff_ray.scoring.shards import of_machine
 from instructdiff_ray.scoring.spec import SCORES
 from instructdiff_ray.selection.strategies import BASE, CALIBRATED
@@ -68,9 +70,12 @@ def collect(run: Folder, local: Folder) -> Publication:
             for domain, scorer in _scorers(finished).items():
                 scorer_key = make_key(**scorer)
                 if scorer_key not in published:
-                    published[scorer_key] = _write_scores(
+                    written = _write_scores(
                         name.removesuffix(OF_SCORES), number, domain, scorer, finished, pool, local
                     )
+                    origins = origins_of([storage.folder("pieces", scorer_key)])
+                    taken = [f"{origin.repository}@{origin.commit}" for origin in origins]
+                    published[scorer_key] = replace(written, taken_from=taken)
     require(bool(published), f"the run in {run.path} needed no scores, so there is nothing to push")
     # Who opens the repository sees the first.
     scores = sorted(published.values(), key=lambda each: (each.round, each.name not in BASES))
@@ -132,7 +137,9 @@ def _write_scores(
         digest = hashlib.sha256(Path(local.path, file).read_bytes()).hexdigest()
         files.append(PublishedFile(file, partition, rows.num_rows, size, digest))
     samples = sum(file.rows for file in files)
-    return PublishedScores(name, number, domain, key, scorer, measures, samples, partitions, files)
+    return PublishedScores(
+        name, number, domain, key, scorer, measures, samples, partitions, files, []
+    )
 
 
 def _rows(

@@ -73,7 +73,9 @@ def published(data: bytes, rows: int, partition: int = 0, partitions: int = 1) -
     digest = hashlib.sha256(data).hexdigest()
     file = PublishedFile(scores_file(key, partition), partition, rows, len(data), digest)
     measures = list(LIKELIHOOD)
-    return PublishedScores("base", 1, None, key, scorer, measures, rows, partitions, [file]), file
+    return PublishedScores(
+        "base", 1, None, key, scorer, measures, rows, partitions, [file], []
+    ), file
 
 
 def check(table: pa.Table) -> None:

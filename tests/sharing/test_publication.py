@@ -42,7 +42,7 @@ def scores_of(name: str, model: str, number: int = 1) -> PublishedScores:
     scorer = {"version": 2, "model": model, "precision": "bf16", "rendering": rendering}
     key = make_key(**scorer)
     files = [PublishedFile(scores_file(key, n), n, 5, 100, "a" * 64) for n in range(2)]
-    return PublishedScores(name, number, None, key, scorer, ["nll", "entropy"], 10, 2, files)
+    return PublishedScores(name, number, None, key, scorer, ["nll", "entropy"], 10, 2, files, [])
 
 
 def publication(path: Any = "hf://datasets/openai/gsm8k@abc", **settings: Any) -> Publication:
@@ -65,7 +65,7 @@ def test_what_is_written_is_read() -> None:
 
 Change = Callable[[dict[str, Any]], Any]
 CHANGES: dict[str, tuple[Change, str]] = {
-    "another format": (lambda p: p.update(format=2), "has format 2, and this version reads 1"),
+    "another format": (lambda p: p.update(format=3), "has format 3, and this version reads 2"),
     "no format": (lambda p: p.pop("format"), "is not what `scores push` writes"),
     "no models": (lambda p: p.pop("models"), "is not what `scores push` writes"),
     "unknown": (lambda p: p.update(more=1), "is not what `scores push` writes"),
@@ -106,6 +106,10 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "measures": (lambda p: p["scores"][0].update(measures=None), "not described as scores are"),
     "measure": (lambda p: p["scores"][0].update(measures=["\n"]), "not described as scores are"),
     "domain": (lambda p: p["scores"][1].update(domain=["x"]), "not described as scores are"),
+    "taken from": (
+        lambda p: p["scores"][0].update(taken_from=["a/b@\x1b[2J"]),
+        "not described as scores are",
+    ),
     "name": (lambda p: p["scores"][0].update(name="\x1b[2J"), "not described as scores are"),
     "round": (lambda p: p["scores"][1].update(round="1"), "not described as scores are"),
     "key": (lambda p: p["scores"][0].update(key="\x1b[2J\n"), "is not the key of"),

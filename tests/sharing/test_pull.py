@@ -35,6 +35,7 @@ from instructdiff_ray.scoring.shards import Shards, fold_pieces, shard_schema, w
 from instructdiff_ray.scoring.stage import check_weights
 from instructdiff_ray.scoring.store import ScoreStore, score_stores
 from instructdiff_ray.selection.requirements import required_scores
+from instructdiff_ray.sharing.card import render_card
 from instructdiff_ray.sharing.matching import match_scores
 from instructdiff_ray.sharing.publication import MOST_BYTES, Publication
 from instructdiff_ray.sharing.publish import collect, left_out
@@ -195,6 +196,14 @@ def test_scores_come_to_another_storage_as_they_were(
     # Who pulls again finds all there, and what was pulled can be published again.
     assert [(again.rows, again.here) for again in take(second, pool)] == [(0, len(IDS) - 1)] * 2
     assert origins_of([checked.shards]) == [origin]
+    # It says so: nobody else's scores go for one's own.
+    finish_run(second)
+    again, _ = published(second, tmp_path / "again")
+    assert {tuple(scores.taken_from) for scores in again.scores} == {(f"{NAME}@{commit}",)}
+    assert {tuple(scores.taken_from) for scores in publication.scores} == {()}
+    text = f"taken over from\n{NAME}@{commit}."
+    assert render_card(again, "you/scores").count(text) == 2
+    assert "taken over" not in render_card(publication, NAME)
 
 
 def test_the_model_is_known_and_never_trained_in_its_stead(
