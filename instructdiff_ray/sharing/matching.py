@@ -66,6 +66,7 @@ def match_scores(
     """
     found: dict[str, Match] = {}
     missing: dict[str, None] = {}
+    needed: dict[str, None] = {}
     for number in range(1, context.config.rounds + 1):
         calibrated: list[ModelByDomain] = []
         for repeat in context.repeats() if context.strategy.calibrates else ():
@@ -74,6 +75,7 @@ def match_scores(
                 _check_training(context, repeat, publication, number, name)
             calibrated.append(_models(context, publication, number, name, origin))
         specs = required_scores(context.config, context.base, calibrated, context.baseline_models)
+        needed |= dict.fromkeys(spec.name for spec in specs)
         for spec in specs:
             if only and spec.name not in only:
                 continue
@@ -83,21 +85,34 @@ def match_scores(
             if not matches:
                 of_round = f" of round {number}" if number > 1 else ""
                 missing[f"{spec.name}{of_round}"] = None
+    unknown = ", ".join(name for name in only if name not in needed)
+    require(
+        not unknown,
+        f"--only {unknown}: these settings need no such scores; they need {', '.join(needed)}",
+    )
     return Matches([*found.values()], [*missing])
 
 
-def check_pool(context: RunContext, publication: Publication, matches: Matches, pool: Pool) -> None:
-    """Raises UserError where the first round would calibrate on other samples of this pool."""
-    if not any(match.scores.trained for match in matches.found):
-        return
-    names = {match.spec.name for match in matches.found}
+def check_pool(
+    context: RunContext, publication: Publication, matches: Matches, pool: Pool
+) -> list[str]:
+    """The names of scores of domains of this pool that are wanted and not published. Raises
+    UserError where the first round would calibrate on other samples of this pool."""
+    found = {match.spec.name for match in matches.found if match.scores.trained}
+    missing = []
     for number, repeat in enumerate(context.repeats()):
-        if repeat_scores(number) not in names:
+        name = repeat_scores(number)
+        if name not in found:
             continue
-        for config, ids in calibrations(repeat, pool, draw_warmup(repeat, pool)).values():
+        trained = {each.domain or "": each.trained for each in _named(publication, 1, name)}
+        parts = calibrations(repeat, pool, draw_warmup(repeat, pool))
+        for domain, (config, ids) in parts.items():
             artifact, _ = model_artifact(config, context.base, ids, context.storage)
-            if artifact.key not in publication.models:
+            if domain in trained and trained[domain] != artifact.key:
                 raise UserError(_other_pool(publication, pool))
+            if trained and domain not in trained:
+                missing.append(f"{name} of {domain}")
+    return missing
 
 
 def check_models(context: RunContext, publication: Publication, matches: Sequence[Match]) -> None:

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import yaml
 
 from instructdiff_ray.config.data import DataConfig
-from instructdiff_ray.errors import require
+from instructdiff_ray.errors import UserError, require
 from instructdiff_ray.pool.hub_data import is_hub
 from instructdiff_ray.pool.partition import among, id_array, partition_file
 from instructdiff_ray.pool.pool import Pool, of_domain, open_pool
@@ -56,6 +56,7 @@ def collect(run: Folder, local: Folder) -> Publication:
     """
     summaries = _summaries(run)
     config = yaml.safe_load(run.read_bytes("config.yaml") or b"{}")
+    settings = _settings(run, config)
     storage = Storage(absolute(config["storage"]))
     last = summaries[max(summaries)]
     pool = _pool(storage, last, config)
@@ -84,7 +85,7 @@ def collect(run: Folder, local: Folder) -> Publication:
     return Publication(
         {**_base_model(last), "identity": tokenizers[0] if tokenizers else None},
         {"samples": len(pool), "digest": pool.digest, **_source(config["data"])},
-        run_settings(config),
+        settings,
         scores,
         {key: _model(storage, key, identity) for key, identity in trained.items()},
     )
@@ -98,7 +99,23 @@ def _summaries(run: Folder) -> dict[int, dict[str, Any]]:
     )
     names = [name for name in run.sizes() if ROUND.fullmatch(name)] or [SUMMARY]
     summaries = [json.loads(run.read_bytes(name) or b"{}") for name in names]
+    wanted = {"round", "keys", "base_model"}
+    require(all(wanted <= summary.keys() for summary in summaries), _older(run))
     return {summary["round"]: summary for summary in summaries}
+
+
+def _settings(run: Folder, config: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return run_settings(config)
+    except KeyError:
+        raise UserError(_older(run)) from None
+
+
+def _older(run: Folder) -> str:
+    return (
+        f"the run in {run.path} is of an earlier version, and does not say all that is published;"
+        " give the run's command again, which runs no model"
+    )
 
 
 def _pool(storage: Storage, summary: Mapping[str, Any], config: Mapping[str, Any]) -> Pool:

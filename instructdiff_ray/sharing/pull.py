@@ -50,6 +50,7 @@ from instructdiff_ray.sharing.publication import (
     read_publication,
 )
 from instructdiff_ray.sharing.recompute import recompute
+from instructdiff_ray.sharing.settings import shown
 from instructdiff_ray.storage.filesystem import Folder
 from instructdiff_ray.storage.hub import pin, read_contents
 from instructdiff_ray.storage.hub_client import SCHEME, HubPath
@@ -98,13 +99,13 @@ def pull(context: RunContext, name: str, samples: int, only: Sequence[str]) -> N
     require(
         bool(matches.found),
         f"{place.repo} holds none of the scores that these settings need"
-        f" ({', '.join(matches.missing) or 'see --only'})",
+        f" ({', '.join(matches.missing)})",
     )
     check_models(context, publication, matches.found)
     pool = ingest_pool(context)
-    check_pool(context, publication, matches, pool)
+    missing = [*matches.missing, *check_pool(context, publication, matches, pool)]
     checked = take_over(context, pool, place, publication, matches.found, samples)
-    _tell(context, pool, place, checked, matches.missing)
+    _tell(context, pool, place, checked, missing)
 
 
 def take_over(
@@ -245,7 +246,7 @@ def _tell(
     say = context.progress.say
     for each in checked:
         name, of_pool = each.match.spec.name, each.rows + each.here
-        of_domain = f" of {each.match.domain}" if each.match.domain else ""
+        of_domain = f" of {shown(each.match.domain)}" if each.match.domain else ""
         there = f"; {each.here:,} were here already" if each.here else ""
         reasons = (f"{reason} {count:,}" for reason, count in sorted(each.unscored.items()))
         none = f"; some could not be scored there: {', '.join(reasons)}" if each.unscored else ""

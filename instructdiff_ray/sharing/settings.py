@@ -39,7 +39,7 @@ class Difference:
     here: str
 
     def __str__(self) -> str:
-        return f"{self.setting} is {self.there} there and {self.here} here"
+        return f"{shown(self.setting)} is {self.there} there and {self.here} here"
 
 
 def run_settings(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,10 +23,11 @@ from instructdiff_ray.config.training import CalibrateConfig
 from instructdiff_ray.context import RunContext, prepare
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.models.model import Model
-from instructdiff_ray.pipeline import calibrate_on
+from instructdiff_ray.pipeline import calibrate_on, calibrations, draw_warmup
 from instructdiff_ray.pool.partition import id_array, partition_file, split_by_partition
 from instructdiff_ray.pool.pool import INDEX, Pool, open_pool
 from instructdiff_ray.progress import Progress
+from instructdiff_ray.results.summary import model_paths
 from instructdiff_ray.scoring.blocks import NOT_FINITE, OUT_OF_MEMORY
 from instructdiff_ray.scoring.origins import Origin, origins_of
 from instructdiff_ray.scoring.plan import targets_of
@@ -36,7 +37,7 @@ from instructdiff_ray.scoring.stage import check_weights
 from instructdiff_ray.scoring.store import ScoreStore, score_stores
 from instructdiff_ray.selection.requirements import required_scores
 from instructdiff_ray.sharing.card import render_card
-from instructdiff_ray.sharing.matching import match_scores
+from instructdiff_ray.sharing.matching import Matches, check_pool, match_scores
 from instructdiff_ray.sharing.publication import MOST_BYTES, Publication
 from instructdiff_ray.sharing.publish import collect, left_out
 from instructdiff_ray.sharing.pull import Checked, find_publication, take_over
@@ -98,17 +99,19 @@ def make_context(folder: Path, model_folder: str, name: str, **settings: Any) ->
     return prepare(replace(config, **settings), Progress(io.StringIO()))
 
 
-def calibrated(context: RunContext, weights: str = WEIGHTS) -> Model | dict[str, Model]:
-    """The model of a repeat, or one for each domain, put into the storage as if it was trained."""
+def calibrated(
+    context: RunContext, weights: str = WEIGHTS, drawn: dict[str, list[str]] | None = None
+) -> Model | dict[str, Model]:
+    """The model of a repeat, or one for each domain, put into the storage as if it was trained;
+    drawn: by domain, what it was trained on."""
     configs: dict[str, Config] = {"": context.config}
     if context.config.calibrate.per_domain:
         of = context.config.calibrate_of
         configs = {name: replace(context.config, calibrate=of(name)) for name in DOMAINS}
     models = {}
     for number, (name, config) in enumerate(configs.items()):
-        artifact, inputs = model_artifact(
-            config, context.base, TRAINED_ON[number:], context.storage
-        )
+        ids = drawn[name] if drawn else TRAINED_ON[number:]
+        artifact, inputs = model_artifact(config, context.base, ids, context.storage)
         with artifact.writer() as writer:
             info = {"weights": weights, "samples": len(TRAINED_ON), "adapter": False}
             writer.finish(inputs, info)
@@ -118,16 +121,26 @@ def calibrated(context: RunContext, weights: str = WEIGHTS) -> Model | dict[str,
     return models.get("") or models
 
 
+def drawn_of(context: RunContext, pool: Pool) -> dict[str, list[str]]:
+    """By domain, what the first round calibrates on."""
+    parts = calibrations(context, pool, draw_warmup(context, pool))
+    return {domain: ids for domain, (_, ids) in parts.items()}
+
+
 def stores_of(context: RunContext, pool: Pool, models: list[Any]) -> list[ScoreStore]:
     """models: of each repeat."""
     specs = required_scores(context.config, context.base, models, context.baseline_models)
     return score_stores(specs, pool, context.config.cluster.precision, context.storage)
 
 
-def finish_run(context: RunContext, partitions: int = 1, weights: str = WEIGHTS) -> Pool:
-    """What a run leaves of its scores: the gathered tables, and a folder that names them."""
+def finish_run(
+    context: RunContext, partitions: int = 1, weights: str = WEIGHTS, draws: bool = False
+) -> Pool:
+    """What a run leaves of its scores: the gathered tables, and a folder that names them. draws:
+    models are trained on what a run draws."""
     pool, keys = write_pool(context.storage, IDS, partitions), {}
-    models = [calibrated(repeat, weights) for repeat in context.repeats()]
+    drawn = drawn_of(context, pool) if draws else None
+    models = [calibrated(repeat, weights, drawn) for repeat in context.repeats()]
     for store in stores_of(context, pool, models):
         with store.artifact.writer() as writer:
             for number, rows in enumerate(split_by_partition(scores_of(IDS), partitions)):
@@ -220,6 +233,7 @@ def test_the_model_is_known_and_never_trained_in_its_stead(
         model = calibrate_on(second, pool, TRAINED_ON, build)
         assert isinstance(model, Model) and model.identity.endswith(f"/{WEIGHTS}")
         assert str(model.known_from).startswith(f"{NAME}@") and model.trained.startswith("not here")
+    assert model_paths(model) is None and model_paths({"math": model}) == {"math": None}
     stores = stores_of(second, pool, [model])
     by_name = {store.spec.name: store.shards[None] for store in stores}
     assert by_name == {each.match.spec.name: each.shards for each in checked}
@@ -364,6 +378,56 @@ def test_the_models_of_all_repeats_are_matched(tmp_path: Path, model_folder: str
     names = ["base", "calibrated", "calibrated-1", "calibrated-2"]
     assert [match.spec.name for match in matches.found] == names and not matches.missing
     assert len({match.scores.trained for match in matches.found}) == 4
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_calibrated_scores_are_taken_for_the_pool_that_they_follow_from(
+    tmp_path: Path, model_folder: str
+) -> None:
+    first = make_context(tmp_path, model_folder, "first")
+    finish_run(first, draws=True)
+    publication, _ = published(first, tmp_path / "files")
+    second = make_context(tmp_path, model_folder, "second")
+    matches = match_scores(second, publication, NAME, ())
+    assert check_pool(second, publication, matches, write_pool(second.storage, IDS, 1)) == []
+    other = write_pool(second.storage, IDS[:50], 1)
+    line = "pool was another one there, of 60 samples, and here of 50; name the same data, or pull"
+    with pytest.raises(UserError, match=line):
+        check_pool(second, publication, matches, other)
+    base = Matches(matches.found[:1], [])
+    assert check_pool(second, publication, base, other) == [], "these serve any pool"
+    # It counts which model the scores are of, and not which are described besides.
+    finish_run(other_run := make_context(tmp_path, model_folder, "other"))
+    of_others, _ = published(other_run, tmp_path / "others")
+    both = replace(of_others, models={**of_others.models, **publication.models})
+    matches = match_scores(second, both, NAME, ())
+    with pytest.raises(UserError, match="trained on other samples than this pool gives"):
+        check_pool(second, both, matches, write_pool(second.storage, IDS, 1))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_domain_without_published_scores_is_said(tmp_path: Path, model_folder: str) -> None:
+    settings = {"calibrate": CalibrateConfig(per_domain=True)}
+    first = make_context(tmp_path, model_folder, "first", **settings)
+    finish_run(first, draws=True)
+    publication, _ = published(first, tmp_path / "files")
+    second = make_context(tmp_path, model_folder, "second", **settings)
+    pool = write_pool(second.storage, IDS, 1)
+    for lacking in ([], ["code"]):
+        scores = [each for each in publication.scores if each.domain not in lacking]
+        part = replace(publication, scores=scores)
+        matches = match_scores(second, part, NAME, ())
+        missing = check_pool(second, part, matches, pool)
+        assert missing == [f"calibrated of {domain}" for domain in lacking]
+
+
+def test_names_of_scores_that_are_not_needed_are_refused(tmp_path: Path, model_folder: str) -> None:
+    first = make_context(tmp_path, model_folder, "first")
+    finish_run(first)
+    publication, _ = published(first, tmp_path / "files")
+    line = "^--only calibratd, alone: these settings need no .* they need base, calibrated$"
+    with pytest.raises(UserError, match=line):
+        match_scores(first, publication, NAME, ("base", "calibratd", "alone"))
 
 
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
@@ -535,6 +599,13 @@ def test_what_can_t_be_described_is_not_pushed(tmp_path: Path, model_folder: str
     assert described == {
         "name": "org/model", "commit": "c" * 40, "identity": first.base.identity
     }  # fmt: skip
+    config = first.folder.read_bytes("config.yaml") or b""
+    for name, content in (("config.yaml", b"storage: /tmp\n"), ("summary.json", b"{}")):
+        first.folder.write_bytes(name, content)
+        with pytest.raises(UserError, match="of an earlier version.*which runs no model"):
+            collect(first.folder, Folder(str(tmp_path / "files")))
+        first.folder.write_bytes("config.yaml", config)
+    first.folder.write_json("summary.json", {**hub_name, "base_commit": "c" * 40})
     first.storage.folder("models").delete()
     with pytest.raises(UserError, match="is not in storage any more"):
         collect(first.folder, Folder(str(tmp_path / "files")))

@@ -67,6 +67,8 @@ def test_what_differs_is_named_with_both_values(path: str, value: Any, line: str
 def test_what_a_stranger_wrote_is_a_short_line_without_control_characters() -> None:
     assert shown("\x1b[2J\nerror: none") == "\\x1b[2J\\nerror: none"
     assert shown("a" * 99) == f"{'a' * 60}…" and shown(None) == "nothing"
+    (found,) = input_differences({"\x1b[2J\n": 1}, {}, MODELS, "model.base")
+    assert str(found) == "\\x1b[2J\\n is 1 there and nothing here"
 
 
 def test_a_model_that_differs_is_said_once() -> None:
