@@ -15,6 +15,7 @@ from instructdiff_ray.selection.stability import (
     MOST_REPEATS,
     WANTED_OVERLAP,
 )
+from instructdiff_ray.selection.strategies import STRATEGIES
 from instructdiff_ray.storage.filesystem import Folder, join
 
 POINTS = ("p05", "p25", "p50", "p75", "p95")
@@ -38,9 +39,9 @@ def result_table(summary: Mapping[str, Any], folder: Folder) -> str:
     names = ("selected.jsonl", "ranking.parquet", "rejects.jsonl", REPORT)
     paths = "\n".join(f"  {join(folder.path, name)}" for name in (*names, "summary.json"))
     models = summary.get("calibrated_models") or [summary["calibrated_model"]]
-    listed = [p for m in models if m for p in (m.values() if isinstance(m, dict) else [m])]
-    if listed:
-        blocks.append("\n  ".join(["calibrated model", *listed]))
+    listed = [p for m in models for p in (m.values() if isinstance(m, dict) else [m])]
+    if paths_here := [path for path in listed if path]:
+        blocks.append("\n  ".join(["calibrated model", *paths_here]))
     return "\n" + "\n\n".join([*blocks, paths])
 
 
@@ -78,7 +79,7 @@ def aligned_table(rows: Sequence[Sequence[str]], text_columns: int) -> str:
 
 def _counts(summary: Mapping[str, Any]) -> str:
     counts, strategy = summary["counts"], summary["strategy"]
-    calibrated = bool(summary["calibrated_model"])
+    calibrated = STRATEGIES[strategy].calibrates
     rejected = counts["rejected"]
     reasons = ", ".join(f"{reason} {count:,}" for reason, count in rejected.items())
     rows = [

@@ -102,10 +102,14 @@ def _cost(context: RunContext, samples: int, scoring_s: float) -> dict[str, Any]
     return cost_of(context.config, pieces)
 
 
-def model_paths(calibrated: ModelByDomain) -> str | dict[str, str]:
-    """Where the calibrated model is, or by domain where each has its own."""
-    paths = {domain: model.trained for domain, model in models_by_domain(calibrated).items()}
-    return paths.get("") or paths
+def model_paths(calibrated: ModelByDomain) -> str | None | dict[str, str | None]:
+    """Where the calibrated model is, or by domain where each has its own; None of one whose weights
+    are not here."""
+    paths = {
+        domain: None if model.known_from else model.trained
+        for domain, model in models_by_domain(calibrated).items()
+    }
+    return paths.get("", paths)
 
 
 def _scores_keys(scores: Mapping[str, ScoreTable]) -> dict[str, str]:

@@ -53,7 +53,7 @@ def find_calibrated(base: Model, artifact: Artifact) -> Model | None:
     finished, note = artifact.finished(), _note(artifact)
     if note and not _same(finished, note):
         return model_elsewhere(base, artifact.key, note.training.weights, note.origin)
-    return finished and calibrated_model(base, finished)
+    return None if finished is None else calibrated_model(base, finished)
 
 
 def model_elsewhere(base: Model, key: str, weights: str, origin: str) -> Model:

@@ -302,6 +302,16 @@ def test_scores_from_elsewhere_are_named(scores: str) -> None:
     assert explained == (scores == "calibrated")
 
 
+@pytest.mark.parametrize("model", [None, {"math": None}])
+def test_a_model_whose_weights_are_elsewhere_has_no_path(model: dict[str, None] | None) -> None:
+    summary = summary_of({"math": ranked(50)}) | {"calibrated_model": model}
+    parsed = Page(render(summary, ranking_of({"math": ranked(50)}), "", {"Selected": [example()]}))
+    assert "not here: its scores were taken over" in parsed.text and "None" not in parsed.text
+    summary["scoring"]["tokens"] = 0  # its scores are here
+    text = result_table(summary, Folder("/runs/1"))
+    assert "warm-up" in text and "below band" in text and "calibrated model" not in text
+
+
 def test_plots_do_not_share_ids_and_every_reference_has_its_target() -> None:
     page, parsed = report({"math": ranked(100), "code": ranked(100)})
     ids = parsed.values("id")
