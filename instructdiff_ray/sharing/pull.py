@@ -134,24 +134,25 @@ def take_over(
 def _fetch_all(
     context: RunContext, place: HubPath, matches: Sequence[Match], pool: Pool, local: Folder
 ) -> list[Checked]:
+    folders = [local.sub(match.scores.key) for match in matches]
     files = sum(len(match.scores.files) for match in matches)
     with context.progress.stage("pull", "files", files) as stage:
-        return [
-            _fetch(context, place, match, pool, local.sub(match.scores.key), stage)
-            for match in matches
-        ]
+        for match, folder in zip(matches, folders, strict=True):
+            _fetch(context, place, match, pool, folder, stage)
+    return [
+        _compare(context, pool, match, folder)
+        for match, folder in zip(matches, folders, strict=True)
+    ]
 
 
 def _fetch(
     context: RunContext, place: HubPath, match: Match, pool: Pool, folder: Folder, stage: Stage
-) -> Checked:
-    """Fetch the files of a match and check them; what is to be written goes into the folder."""
-    scores, shards = match.scores, context.storage.folder("pieces", match.scores.key)
-    precision = context.config.cluster.precision
+) -> None:
+    """Fetch the files of a match and check them; the rows of the pool's samples go into the
+    folder."""
+    scores, name = match.scores, match.spec.name
     vocabulary = match.model.load_config().get_text_config().vocab_size
-    partitions, rows, known = [], 0, 0
-    unscored: Counter[str] = Counter()
-    digest = hashlib.sha256()
+    rows, unscored = 0, Counter[str]()
     for file in scores.files:
         data = _content(place, file.name, file.size)
         check_content(file, data)
@@ -162,20 +163,40 @@ def _fetch(
         if match.spec.encoding == EncoderSpec.of(context.config, context.base):  # as at ingest
             check_lengths(file, table, index)
         table = _of_pool(table, index, match.domain)
-        here = _scored_here(pool, shards, table, file.partition, scores.partitions)
-        known += compare_scores(match.spec.name, table, here, precision)
-        new = table.filter(pa.array(~among(id_array(table), id_array(here))))
-        if new.num_rows:
-            folder.write_table(partition_file(SCORES, file.partition), new)
-            partitions.append(file.partition)
-            rows += new.num_rows
-            digest.update("\n".join(new["sample_id"].to_pylist()).encode())
-            unscored.update(new["reason"].drop_null().to_pylist())
+        folder.write_table(partition_file(SCORES, file.partition), table)
+        rows += table.num_rows
+        unscored.update(table["reason"].drop_null().to_pylist())
         stage.add(1)
     if match.spec.encoding.form == "whole":  # of others, the selection needs it or not
-        limit = context.config.data.max_reject_ratio
-        check_unscored(match.spec.name, rows, unscored, limit)
-    return Checked(match, shards, folder, partitions, rows, known, unscored, digest.hexdigest())
+        check_unscored(name, rows, unscored, context.config.data.max_reject_ratio)
+
+
+def _compare(context: RunContext, pool: Pool, match: Match, folder: Folder) -> Checked:
+    """Compare what was fetched with what was scored here already, and leave this out."""
+    scores, precision = match.scores, context.config.cluster.precision
+    remaining = folder.sub("new")
+    shards = context.storage.folder("pieces", scores.key)
+
+    def compare() -> Checked:
+        scored = ScoredRows.of(pool, fold(shards))
+        partitions, rows, known = [], 0, 0
+        unscored, digest = Counter[str](), hashlib.sha256()
+        for number in sorted(file.partition for file in scores.files):
+            table = folder.read_table(partition_file(SCORES, number))
+            here = _scored_here(scored, table, number, scores.partitions)
+            known += compare_scores(match.spec.name, table, here, precision)
+            new = table.filter(pa.array(~among(id_array(table), id_array(here))))
+            if new.num_rows:
+                remaining.write_table(partition_file(SCORES, number), new)
+                partitions.append(number)
+                rows += new.num_rows
+                digest.update("\n".join(new["sample_id"].to_pylist()).encode())
+                unscored.update(new["reason"].drop_null().to_pylist())
+        return Checked(
+            match, shards, remaining, partitions, rows, known, unscored, digest.hexdigest()
+        )
+
+    return steadily(compare, [shards])
 
 
 def _content(place: HubPath, name: str, most_bytes: int) -> bytes:
@@ -204,15 +225,11 @@ def _of_pool(table: pa.Table, index: pa.Table, domain: str | None) -> pa.Table:
     return table.filter(pa.array(among(id_array(table), wanted)))
 
 
-def _scored_here(pool: Pool, shards: Folder, table: pa.Table, number: int, count: int) -> pa.Table:
+def _scored_here(scored: ScoredRows, table: pa.Table, number: int, count: int) -> pa.Table:
     """The rows that the shards hold of these samples, sorted, but those that are tried again."""
-    ids, schema = id_array(table), shard_schema(table.schema.names[2:-1])
-
-    def read() -> pa.Table | None:
-        scored = ScoredRows.of(pool, fold(shards))
-        return scored.read(ids, number, count, schema.names)
-
-    rows = one_row_each(steadily(read, [shards]) or schema.empty_table())
+    schema = shard_schema(table.schema.names[2:-1])
+    rows = scored.read(id_array(table), number, count, schema.names)
+    rows = one_row_each(rows or schema.empty_table())
     return rows.filter(pa.array(~of_machine(rows)))
 
 
