@@ -87,7 +87,7 @@ def preview_pool(config: Config, files: Sequence[SourceFile], model: Model) -> S
         samples, near = _unlike(samples, config.clean.near_duplicates)
         reasons["near_duplicate"] = near
     if not samples:
-        raise UserError(empty_pool(data.paths, reasons))
+        raise UserError(empty_pool(data.paths, +reasons))
     scale = read / len(rows)
     scaled = {reason: round(count * scale) for reason, count in sorted((+reasons).items())}
     counts = {

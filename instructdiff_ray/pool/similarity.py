@@ -62,7 +62,13 @@ def shingles(texts: Sequence[str]) -> HashedTexts:
 
 def sets_of(texts: HashedTexts) -> list[np.ndarray]:
     """Of each text its shingles, sorted, each once."""
-    return [np.unique(each) for each in np.split(texts.values, texts.starts[1:-1])]
+    return [np.unique(each) for each in split_sets(texts.values, texts.starts)]
+
+
+def split_sets(values: np.ndarray, starts: np.ndarray) -> list[np.ndarray]:
+    """What lies one behind the other, each by itself. starts: of each, with the end of the last."""
+    # NumPy makes a piece of nothing, too.
+    return np.split(values, starts[1:-1])[: len(starts) - 1]
 
 
 @cache

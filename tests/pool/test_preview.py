@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from instructdiff_ray.config.clean import CleanConfig
 from instructdiff_ray.config.data import DataConfig, ModelConfig
 from instructdiff_ray.config.run import Config
 from instructdiff_ray.config.training import CalibrateConfig
@@ -131,3 +132,7 @@ def test_a_pool_without_a_valid_row_is_refused_as_by_the_ingest(
     (tmp_path / "pool.jsonl").write_text("no json\n" * 3)
     with pytest.raises(UserError, match=r"no valid row; all were rejected \(invalid_json 3\)"):
         look(model, tmp_path / "pool.jsonl")
+    data = DataConfig(path=str(tmp_path / "pool.jsonl"))
+    config = Config(data=data, clean=CleanConfig(near_duplicates=0.8))
+    with pytest.raises(UserError, match=r"no valid row; all were rejected \(invalid_json 3\)"):
+        preview_pool(config, source_files(data), model)

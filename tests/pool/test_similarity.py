@@ -162,6 +162,7 @@ def test_thousands_of_one_template_are_not_all_compared(
 def test_what_has_no_words_is_like_nothing() -> None:
     sets = sets_of(shingles(["", "…", "😀", "a b c", "a b c"]))
     assert (find_alike(sets, 0.8) >= 0).tolist() == [False, False, False, False, True]
+    assert sets_of(shingles([])) == []
 
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=60))
