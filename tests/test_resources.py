@@ -22,6 +22,7 @@ NODE = ClusterConfig(
 
 def test_gpus_that_can_never_come_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
+    DataContext.get_current().set_config(SINGLE_MACHINE, False)
     require_gpus(NODE, "train")  # on a cluster, machines may come
     DataContext.get_current().set_config(SINGLE_MACHINE, True)
     try:
