@@ -5,7 +5,8 @@ So whatever goes has one that stands for it, of the asked similarity, and a chai
 like the next, does not go but for its first. Which samples go follows from the order of the source
 rows alone. Signatures are computed where a part is read; buckets are brought together by their
 hash, as rows are by their id, and give a forest of candidates; those of a tree, with their
-shingles, are compared by one task. No process holds more text than a part, and no bucket costs
+shingles, are compared by one task, or a large tree's by several. No process holds more texts than
+a part's at a time, and no bucket costs
 more than its members.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ from instructdiff_ray.pool.similarity import (
     find_alike,
     sets_of,
     shingles,
+    split_sets,
 )
 from instructdiff_ray.pool.tasks import results, task
 from instructdiff_ray.storage.filesystem import Folder
@@ -38,7 +41,7 @@ from instructdiff_ray.storage.filesystem import Folder
 PARTS_PER_TASK, READING_TASKS = 256, 32
 # What is brought together in a task: entries of buckets, 16 bytes each, and samples to be compared.
 BUCKETS_PER_TASK = 1 << 22
-COMPARED_PER_TASK = 1 << 14
+COMPARED_PER_TASK = 1 << 15
 FORESTS_PER_TASK = 16
 # A row's place in the source order is its part's number, then its own.
 ROW_BITS = 32
@@ -66,13 +69,12 @@ def find_near_duplicates(
         return DUPLICATES.empty_table()
     read = task(_read_sets, outputs=sum(chains))
     sets = [_listed(read(piece, left_out, groups, sum(chains), folder)) for piece in pieces]
-    compare, number, found = task(_compare, outputs=2), 0, []
-    for runs in chains:
-        staying = None
-        for _ in range(runs):
-            going, staying = compare(staying, similarity, *(each[number] for each in sets))
-            found.append(going)
-            number += 1
+    by_group = iter([*each] for each in zip(*sets, strict=True))
+    found = [
+        going
+        for length in chains
+        for going in _start_comparisons([*islice(by_group, length)], similarity)
+    ]
     tables = results(found, before=[each[0] for each in sets])
     in_order = [("part", "ascending"), ("row", "ascending")]
     return pa.concat_tables(tables).sort_by(in_order).combine_chunks()
@@ -96,7 +98,7 @@ def _find_candidates(
     while len(forests) > 1:
         starts = range(0, len(forests), FORESTS_PER_TASK)
         forests = [task(_merged)(*forests[start : start + FORESTS_PER_TASK]) for start in starts]
-    groups, chains = task(_grouped, outputs=2)(forests[0])
+    groups, chains = task(_grouped, outputs=2)(forests[0], COMPARED_PER_TASK)
     return groups, results([chains], before=first)[0]
 
 
@@ -172,22 +174,22 @@ def _trees(first: np.ndarray, second: np.ndarray) -> pa.Table:
     return pa.table({"place": places, "root": roots})
 
 
-def _grouped(forest: pa.Table) -> tuple[pa.Table, list[int]]:
+def _grouped(forest: pa.Table, most: int) -> tuple[pa.Table, list[int]]:
     """The samples that are compared, sorted by place, each with the number of its group; and the
-    number of groups of each chain. Small trees share a group, and a chain of one; a large one has
-    a chain of groups, each compared with those that stay of the groups before."""
+    number of groups of each chain. Small trees share a group, and a chain of one; one of more than
+    `most` samples has a chain of groups, each compared with those that stay of the ones before."""
     places, roots = forest["place"].to_numpy(), forest["root"].to_numpy()
     order = np.lexsort((places, roots))
     starts = np.flatnonzero(np.append(True, np.diff(roots[order]) != 0)[: len(order)])
     sizes = np.diff(np.append(starts, len(order)))
-    large = sizes > COMPARED_PER_TASK
-    packed = (np.cumsum(np.where(large, 0, sizes)) - 1) // COMPARED_PER_TASK
+    large = sizes > most
+    packed = (np.cumsum(np.where(large, 0, sizes)) - 1) // most
     packed = np.unique(packed[~large], return_inverse=True)[1]
     chains = [1] * int(packed.max(initial=-1) + 1)
     groups = np.empty(len(order), np.int32)
     groups[np.repeat(~large, sizes)] = np.repeat(packed, sizes[~large])
     for start, size in zip(starts[large], sizes[large], strict=True):
-        numbers = np.arange(size) // COMPARED_PER_TASK
+        numbers = np.arange(size) // most
         groups[start : start + size] = sum(chains) + numbers
         chains.append(int(numbers[-1]) + 1)
     table = pa.table({"place": places[order], "group": groups})
@@ -212,20 +214,39 @@ def _read_sets(
     return split[0] if count == 1 else split
 
 
+def _start_comparisons(
+    groups: Sequence[Sequence[ray.ObjectRef]], similarity: float
+) -> list[ray.ObjectRef]:
+    """Who goes of the groups of a chain, each the tables of its readers: a group loses what is like
+    those that stay of each group before it, and then what is like others of its own. So it comes
+    out as it would in one task, and no task holds more than two groups."""
+    compare, left, found = task(_compare, outputs=2), [*groups], []
+    for number in range(len(left)):
+        going, staying = compare(None, similarity, *left[number])
+        found.append(going)
+        for later in range(number + 1, len(left)):
+            going, rest = compare(staying, similarity, *left[later])
+            left[later] = [rest]
+            found.append(going)
+    return found
+
+
 def _compare(
     staying: pa.Table | None, similarity: float, *tables: pa.Table
 ) -> tuple[pa.Table, pa.Table]:
-    """Which samples of a group go, as DUPLICATES, and those that stay, for the next of its chain.
+    """Which samples of a group go, as DUPLICATES, and the rest of it, both in source order.
 
-    staying: of the groups before. The first are handed on, as many as a group has.
+    staying: of a group before, with which these are compared; None: with one another.
     """
-    before = SETS.empty_table() if staying is None else staying
+    earlier = None if staying is None else staying.num_rows
     group = pa.concat_tables(tables).sort_by("place")
-    samples = pa.concat_tables([before, group]).combine_chunks()
-    lists = samples["shingles"]
-    ends = np.cumsum(pc.list_value_length(lists).to_numpy())
-    sets = np.split(pc.list_flatten(lists).to_numpy(), ends[:-1])
-    alike = find_alike(sets, similarity, before.num_rows)
+    samples = pa.concat_tables(
+        [SETS.empty_table() if staying is None else staying, group]
+    ).combine_chunks()
+    lists = samples["shingles"].combine_chunks()
+    starts = np.append(0, np.cumsum(pc.list_value_length(lists).to_numpy()))
+    sets = split_sets(pc.list_flatten(lists).to_numpy(), starts)
+    alike = find_alike(sets, similarity, earlier)
     places = samples["place"].to_numpy()[alike >= 0]
     going = pa.table(
         [
@@ -236,5 +257,5 @@ def _compare(
         ],
         schema=DUPLICATES,
     )
-    stay = samples.filter(pa.array(alike < 0)).slice(0, COMPARED_PER_TASK)
-    return going, stay.combine_chunks()
+    rest = samples.filter(pa.array((alike < 0) & (np.arange(len(alike)) >= (earlier or 0))))
+    return going, rest.combine_chunks()

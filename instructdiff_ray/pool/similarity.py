@@ -1,9 +1,9 @@
 """How alike texts are, by their shingles: sets of three words in a row.
 
 Candidates are texts that share a bucket of MinHash signatures (by rensa, the extra `clean`); of
-these, exact Jaccard similarity decides. So nothing is called alike that is not, and what is alike
-is missed once in a hundred times at most where it is only just so, and hardly ever where it is
-more.
+these, exact Jaccard similarity decides. So nothing is called alike that is not. What is only just
+alike is missed once in a hundred times, and hardly ever where it is more; and a text is compared
+with MOST_COMPARED at most.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cache
+from heapq import nsmallest
 from importlib.util import find_spec
+from itertools import chain
 
 import numpy as np
 
@@ -24,9 +26,9 @@ SHINGLE = 3
 SIGNATURE, SEED = 128, 1
 # Of pairs that are just as similar as asked, the share that comes to share a bucket.
 RECALL = 0.99
-# A shingle leads to so many earlier texts at most, and a text is compared with so many: thousands
-# that differ in a word, each unlike the others, would all be compared otherwise.
-MOST_COMPARED = 64
+# A shingle leads to so many earlier texts at most, and a text is compared with so many: of
+# thousands that are of the same few words, all would be compared otherwise.
+MOST_COMPARED, COMPARED_AT_ONCE = 1024, 64
 ROUNDING = 1e-9
 
 
@@ -123,30 +125,39 @@ def components(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.nd
     return nodes, nodes[roots]
 
 
-def find_alike(sets: Sequence[np.ndarray], similarity: float, staying: int = 0) -> np.ndarray:
-    """Of each text the number of an earlier one that stays and is like it, or −1: it stays itself.
+def find_alike(
+    sets: Sequence[np.ndarray], similarity: float, earlier: int | None = None
+) -> np.ndarray:
+    """Of each text the number of one before it that stays and is like it, or −1: it stays itself.
 
-    sets: of each its shingles, sorted, each once. staying: so many of the first are known to stay.
+    sets: of each its shingles, sorted, each once. earlier: so many of the first are known to stay,
+    and the others are compared with these alone; None: each with those before it.
 
     Two sets that are alike have one of their rarest shingles in common: those that are left when
     as many are taken away as they must share at least, less one (prefix filtering, as in Bayardo
     et al. 2007). So a text is compared with the earlier ones that one of its rarest leads to.
     """
     ranked = _rarest_first(sets)
+    marks = np.zeros(1 + max((int(ranks[-1]) for ranks in ranked if len(ranks)), default=0), bool)
     alike = np.full(len(sets), -1)
     led_to: dict[int, list[int]] = defaultdict(list)
     for number, ranks in enumerate(ranked):
         least = math.ceil(similarity * len(ranks) - ROUNDING)
         rarest = ranks[: len(ranks) - least + 1].tolist()
-        if number >= staying:
-            shared = Counter(other for rank in rarest for other in led_to.get(rank, ()))
-            nearest = sorted(shared, key=lambda other: (-shared[other], other))[:MOST_COMPARED]
-            alike[number] = next((n for n in nearest if _alike(ranks, ranked[n], similarity)), -1)
-        if alike[number] < 0:
+        if earlier is None or number >= earlier:
+            nearest = _nearest([led_to[rank] for rank in rarest if rank in led_to])
+            alike[number] = _first_alike(ranks, nearest, ranked, similarity, marks)
+        if alike[number] < 0 and (earlier is None or number < earlier):
             for rank in rarest:
                 if len(led_to[rank]) < MOST_COMPARED:
                     led_to[rank].append(number)
     return alike
+
+
+def _nearest(led_to: Sequence[Sequence[int]]) -> list[int]:
+    """The numbers that come most often, MOST_COMPARED at most, those first; of equals the least."""
+    shared = Counter(chain.from_iterable(led_to))
+    return nsmallest(MOST_COMPARED, shared, key=lambda number: (-shared[number], number))
 
 
 def _rarest_first(sets: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -160,9 +171,26 @@ def _rarest_first(sets: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [np.sort(each) for each in np.split(ranks[places], starts)] if len(sets) else []
 
 
-def _alike(first: np.ndarray, second: np.ndarray, similarity: float) -> bool:
-    """Whether two sets, sorted, have this Jaccard similarity."""
-    if min(len(first), len(second)) < similarity * max(len(first), len(second)) - ROUNDING:
-        return False
-    common = np.intersect1d(first, second, assume_unique=True).size
-    return bool(common >= similarity * (len(first) + len(second) - common) - ROUNDING)
+def _first_alike(
+    ranks: np.ndarray,
+    nearest: Sequence[int],
+    ranked: Sequence[np.ndarray],
+    similarity: float,
+    marks: np.ndarray,
+) -> int:
+    """The first of the nearest sets that has this Jaccard similarity with one, or −1. marks: all
+    false, a place for each rank; given back so."""
+    marks[ranks] = True
+    first = -1
+    for start in range(0, len(nearest), COMPARED_AT_ONCE):
+        numbers = nearest[start : start + COMPARED_AT_ONCE]
+        sizes = np.array([len(ranked[number]) for number in numbers])
+        values = np.concatenate([ranked[number] for number in numbers])
+        starts = np.cumsum(sizes) - sizes
+        common = np.add.reduceat(marks[values], starts, dtype=np.int64)
+        hits = common >= similarity * (len(ranks) + sizes - common) - ROUNDING
+        if hits.any():
+            first = numbers[int(hits.argmax())]
+            break
+    marks[ranks] = False
+    return first

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from instructdiff_ray.errors import UserError
 from instructdiff_ray.pool import similarity
 from instructdiff_ray.pool.similarity import (
-    MOST_COMPARED,
     RECALL,
     SIGNATURE,
     band_count,
@@ -138,8 +137,8 @@ def test_of_a_chain_only_what_is_like_its_first_goes() -> None:
 
 
 def test_samples_that_stay_are_only_compared_with() -> None:
-    sets = [np.array(each, np.uint64) for each in ([1, 2, 3], [1, 2, 3], [1, 2, 3], [7])]
-    assert find_alike(sets, 0.9, staying=2).tolist() == [-1, -1, 0, -1]
+    sets = [np.array(each, np.uint64) for each in ([1, 2, 3], [1, 2, 3], [1, 2, 3], [7], [7])]
+    assert find_alike(sets, 0.9, earlier=2).tolist() == [-1, -1, 0, -1, -1]
     assert find_alike([], 0.9).tolist() == []
 
 
@@ -148,15 +147,28 @@ def test_thousands_of_one_template_are_not_all_compared(
     alike: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared = []
-    plain = similarity._alike
-    monkeypatch.setattr(similarity, "_alike", lambda *a: compared.append(0) or plain(*a))
+    plain = similarity._first_alike
+    monkeypatch.setattr(
+        similarity, "_first_alike", lambda *a: compared.append(len(a[1])) or plain(*a)
+    )
     template, count, own = np.arange(60), 3000, 1 if alike else 20
     sets = [
         np.append(template, 100 + n * own + np.arange(own)).astype(np.uint64) for n in range(count)
     ]
     stay = int((find_alike(sets, 0.8) < 0).sum())
     assert stay == (1 if alike else count)
-    assert len(compared) <= count * MOST_COMPARED
+    assert sum(compared) <= count * 20  # of all pairs there are 1,500 a text
+
+
+def test_of_texts_that_combine_the_same_few_words_none_is_missed() -> None:
+    draw, names = random.Random(0), [f"n{n}" for n in range(10)]
+    middle, end = " in the kitchen and then buys ", " more of them at the market in the old town"
+    texts = [
+        f"{draw.choice(names)} has {draw.randrange(20)}{middle}{draw.randrange(20)}{end}"
+        for _ in range(1500)
+    ]
+    sets = sets_of(shingles(texts))
+    assert (check_alike(sets, 0.7) >= 0).tolist() == plain_search(sets, 0.7)
 
 
 def test_what_has_no_words_is_like_nothing() -> None:
