@@ -1,10 +1,12 @@
 """Samples that contain a benchmark's text, by runs of words.
 
 A trace is a run of `ngram` words that a sample and a text of a benchmark have in common, anywhere
-in what is asked or answered, across lines. A text with fewer words can't slip through: it is found
-as a whole, from ANYWHERE words on anywhere, and a shorter one where it is all of a question, or
-all of a line of one. As part of other text so few words would be found everywhere, and in answers
-too ("none of the above"), so there they mean nothing; and a single word means nothing at all.
+in what is asked or answered, across lines. A question with fewer words can't slip through: it is
+found as a whole, from ANYWHERE words on anywhere, and a shorter one where it is all of a question,
+or all of a line of one. As part of other text so few words would be found everywhere, and in
+answers too ("none of the above"), so there they mean nothing; and a single word means nothing at
+all. Nor do a few words of what asks nothing: an option, or a line of a program. Of scripts without
+spaces two characters count as a word, about as long as one is in Chinese.
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ from typing import NamedTuple
 import numpy as np
 
 from instructdiff_ray.pool.partition import among
-from instructdiff_ray.pool.words import HashedTexts, hashed, words
+from instructdiff_ray.pool.words import HashedTexts, hashed, is_unspaced, words
 from instructdiff_ray.sample import Part, Reject
 
 # GPT-3's decontamination took runs of 8 to 13 words, by the length of the benchmark's texts.
 ANYWHERE = 8
 LEAST_WORDS = 2
+CHARACTERS_PER_WORD = 2
 SHOWN_WORDS = 13
 
 
@@ -58,7 +61,7 @@ class Benchmarks:
 
     runs: by their number of words; whole: texts that count where they are a whole question or line
     of one, by theirs; places: file and line of each text; digest: hash of all the texts, whatever
-    their files are called.
+    their files are called, and in whatever order they come.
     """
 
     runs: Mapping[int, Runs]
@@ -77,7 +80,7 @@ class Benchmarks:
                 for n, parts in enumerate(samples)
                 for part in parts
                 if part.kind in ("instruction", "input")
-                for piece in {part.text, *part.text.splitlines()}
+                for piece in dict.fromkeys([part.text, *part.text.splitlines()])
             ]
             self._look_up(asked, self.whole, found, whole=True)
         return found
@@ -117,22 +120,24 @@ def index_benchmarks(texts: Iterable[BenchmarkText], ngram: int) -> Benchmarks:
     runs: dict[int, list[tuple[int, list[str]]]] = defaultdict(list)
     whole: dict[int, list[tuple[int, list[str]]]] = defaultdict(list)
     places: list[tuple[str, int]] = []
-    digest = hashlib.sha256()
+    digests: list[bytes] = []
     for text in texts:
         split = words(text.text)
-        if len(split) >= min(ANYWHERE, ngram):
-            runs[min(ngram, len(split))].append((len(places), split))
-        elif len(split) >= LEAST_WORDS and text.asked:
+        size = CHARACTERS_PER_WORD if is_unspaced(split) else 1
+        anywhere = min(ANYWHERE, ngram) if text.asked else ngram
+        if len(split) >= size * anywhere:
+            runs[min(size * ngram, len(split))].append((len(places), split))
+        elif len(split) >= size * LEAST_WORDS and text.asked:
             whole[len(split)].append((len(places), split))
         else:
             continue
         places.append((text.file, text.line))
-        digest.update(f"{' '.join(split)}\n{text.asked}\n".encode())
+        digests.append(hashlib.sha256(f"{' '.join(split)}\n{text.asked}\n".encode()).digest())
     return Benchmarks(
         {size: _runs(of, size) for size, of in runs.items()},
         {size: _runs(of, size) for size, of in whole.items()},
         places,
-        digest.hexdigest()[:16],
+        hashlib.sha256(b"".join(sorted(digests))).hexdigest()[:16],
     )
 
 

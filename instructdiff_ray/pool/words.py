@@ -1,7 +1,8 @@
 """Texts as words, and runs of words as numbers: what texts are compared by.
 
-Words are what Unicode calls letters and digits, whatever their case, so that punctuation, markup
-and line breaks hide nothing. Where a script puts no spaces between words, a character is a word.
+Words are what Unicode calls letters and digits, whatever their case, with the marks on them (vowels
+of Hindi or Arabic are), so that punctuation, markup and line breaks hide nothing. Where a script
+puts no spaces between words, each character is taken for one.
 """
 
 from __future__ import annotations
@@ -11,13 +12,22 @@ import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import blake2b
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 
 # Thai to Burmese, Khmer, kana, and Chinese characters.
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
-WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
+# Those that choose a character's look, as of emoji, are no part of a word.
+MARKS = "".join(
+    chr(code)
+    for code in chain(range(0x300, 0xFE00), range(0x10000, 0x1F000))
+    if unicodedata.category(chr(code)) in ("Mn", "Mc")
+)
+LETTER = rf"[^\W_{UNSPACED}]"
+WORD = re.compile(rf"(?=\w)[{UNSPACED}][{MARKS}]*|{LETTER}(?:{LETTER}|[{MARKS}])*")
+UNSPACED_WORD = re.compile(rf"[{UNSPACED}]")
 FACTOR = np.uint64(0x9E3779B97F4A7C15)
 CACHED_WORDS = 1 << 18
 
@@ -25,6 +35,11 @@ CACHED_WORDS = 1 << 18
 def words(text: str) -> list[str]:
     """The words of a text, in their order."""
     return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def is_unspaced(words: Sequence[str]) -> bool:
+    """Whether most of these words are characters of a script without spaces."""
+    return 2 * sum(bool(UNSPACED_WORD.match(word)) for word in words) > len(words)
 
 
 class HashedTexts(NamedTuple):

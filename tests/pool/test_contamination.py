@@ -71,6 +71,25 @@ def test_a_few_words_are_no_trace_within_other_text_nor_in_an_answer() -> None:
     # Of a column that is no question, a few words say nothing at all.
     assert detail(index("abstract algebra", asked=False), sample("Abstract algebra")) is None
     assert index("Yes", "…").places == []
+    option = "It is the responsibility of the board of directors"
+    assert index(option, asked=False).places == []
+    answer = f"Who is? {option}, says the law."
+    assert detail(index(option), sample(answer)) is not None
+    assert detail(index(f"{option} and of nobody else here", asked=False), sample(answer)) is None
+
+
+def test_two_characters_of_a_script_without_spaces_are_a_word() -> None:
+    party, decision = "中国共产党中央委员会", "根据中华人民共和国全国人民代表大会的决定如何"
+    assert detail(index(party), sample("他是谁？", f"他曾任{party}委员。")) is None
+    assert detail(index(party), sample(party)) is not None
+    benchmarks = index(f"{decision}而且在什么条件下可以改变它")
+    assert detail(benchmarks, sample(f"请问{decision}？")) is None
+    assert detail(benchmarks, sample(f"请问{decision}而且在什么条件下？")) is not None
+    assert detail(index(decision), sample("什么？", f"请问{decision}？")) is not None
+    (hindi,) = index("भारत की राजधानी नई दिल्ली है").check(
+        [sample("क्या?", "भारत की राजधानी नई दिल्ली है।")]
+    )
+    assert hindi is None
 
 
 def test_what_is_looked_for_is_known_by_its_texts_and_not_by_their_files() -> None:
@@ -78,6 +97,13 @@ def test_what_is_looked_for_is_known_by_its_texts_and_not_by_their_files() -> No
     there = index_benchmarks([BenchmarkText("b.jsonl", 7, LONG.upper(), True)], 13)
     other = index_benchmarks([BenchmarkText("a.jsonl", 1, SHORT, True)], 13)
     assert here.digest == there.digest != other.digest
+    assert index(LONG, SHORT, FEW).digest == index(FEW, LONG, SHORT).digest
+
+
+def test_the_first_line_that_is_found_is_named_in_every_process() -> None:
+    lines = [f"Factor x^{n} - 1." for n in range(9)]
+    found = detail(index(*reversed(lines)), sample("\n".join(["Solve:", *lines])))
+    assert found == "4 words of test.jsonl line 9: factor x 0 1"
 
 
 def brute_force(benchmarks: list[list[str]], ngram: int, parts: list[list[str]]) -> bool:

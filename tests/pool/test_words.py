@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,13 +19,18 @@ from instructdiff_ray.pool.words import hashed, words
         ("snake_case\nAND\tÜBER straße", ["snake", "case", "and", "über", "strasse"]),
         ("ﬁve ２ words", ["five", "2", "words"]),
         ("我吃了2个apple。", ["我", "吃", "了", "2", "个", "apple"]),
+        ("यह किताब अच्छी है", ["यह", "किताब", "अच्छी", "है"]),
+        ("இந்த புத்தகம்", ["இந்த", "புத்தகம்"]),
+        ("مُحَمَّد رسول", ["مُحَمَّد", "رسول"]),
+        ("ที่นี่ ブ・ス", ["ที่", "นี่", "ブ", "ス"]),
+        ("❤️ 1️⃣", ["1"]),
         ("😀 — …", []),
     ],
 )
 def test_words_are_letters_and_digits_whatever_stands_between(
     text: str, expected: list[str]
 ) -> None:
-    assert words(text) == expected
+    assert words(text) == [unicodedata.normalize("NFKC", word) for word in expected]
 
 
 @given(
