@@ -6,6 +6,7 @@ They are read when a command begins, for what they say is part of the pool's key
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -21,7 +22,7 @@ from instructdiff_ray.pool.readers import read_rows
 from instructdiff_ray.pool.schemas import ASKED, parse_row
 from instructdiff_ray.pool.source import FileRange, SourceFile, extension
 from instructdiff_ray.sample import Reject
-from instructdiff_ray.storage.hub_client import HubPath
+from instructdiff_ray.storage.hub_client import SCHEME, HubPath
 
 TEXT = ".txt"
 # What a benchmark is judged by, where a dataset's name alone is given.
@@ -77,8 +78,11 @@ def _files(path: str) -> Sequence[SourceFile]:
     try:
         return source_files(data)
     except UserError as error:
-        hint = "; name the files of the split that you mean, hf://datasets/org/name/…"
-        raise UserError(_renamed(str(error)) + hint * (data.split is not None)) from None
+        line = _renamed(str(error).removesuffix(", or set data.format"))
+        # Subsets and splits of the pool are no matter of a benchmark.
+        line, *of_pool = re.split(r"(?:;|: name one,)[^;]* as in data\.(?:subset|split)=", line)
+        hint = f"; name the files that you mean, as in {SCHEME}datasets/org/name/main/test-*"
+        raise UserError(line + hint * bool(of_pool)) from None
 
 
 def _texts(file: SourceFile) -> Iterator[BenchmarkText]:

@@ -31,10 +31,6 @@ def check_languages(codes: Sequence[str]) -> None:
     """Raises UserError for a code that is not known, or where the library is not installed."""
     if not codes:
         return
-    require(
-        find_spec(PACKAGE) is not None,
-        f"clean.languages needs {PACKAGE} on all machines: pip install 'instructdiff-ray[clean]'",
-    )
     known = sorted({*_identifier().nb_classes} - {NO_LANGUAGE})
     for code in codes:
         if code not in known:
@@ -73,6 +69,11 @@ def _prose(text: str) -> str:
 
 @cache
 def _identifier() -> Any:
+    # A worker's machine may lack what the driver's has.
+    require(
+        find_spec(PACKAGE) is not None,
+        f"clean.languages needs {PACKAGE} on all machines: pip install 'instructdiff-ray[clean]'",
+    )
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -6,8 +6,7 @@ like the next, does not go but for its first. Which samples go follows from the 
 rows alone. Signatures are computed where a part is read; buckets are brought together by their
 hash, as rows are by their id, and give a forest of candidates; those of a tree, with their
 shingles, are compared by one task, or a large tree's by several. No process holds more texts than
-a part's at a time, and no bucket costs
-more than its members.
+a part's at a time, and no bucket costs more than its members.
 """
 
 from __future__ import annotations

@@ -92,6 +92,8 @@ def band_count(similarity: float) -> int:
 def buckets(texts: HashedTexts, similarity: float) -> np.ndarray:
     """The buckets of each text that has shingles: uint64 [N, bands]. Texts that are alike share one
     of them, very likely."""
+    # A worker's machine may lack what the driver's has.
+    check_similarity(similarity)
     from rensa import RMinHash
 
     matrix = RMinHash.digest_matrix_from_flat_token_hashes(

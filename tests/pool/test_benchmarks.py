@@ -88,8 +88,17 @@ def test_of_a_dataset_of_the_hub_the_test_split_is_meant(
         assert contains(benchmarks, QUESTION) and not contains(benchmarks, ANSWER)
         named = load(f"hf://datasets/org/plain@{commit}/data/*.jsonl")
         assert contains(named, QUESTION)
-        with pytest.raises(UserError, match=r"has no split test.*name the files of the split"):
+        with pytest.raises(UserError, match=r"has no split test.*name the files that you mean"):
             load(f"hf://datasets/org/plain@{commit}")
+        entries = (f"- config_name: {n}\n  data_files: {n}/*\n" for n in ("main", "socratic"))
+        card = f"---\nconfigs:\n{''.join(entries)}---\n"
+        files = {f"{name}/test.jsonl": rows[0] for name in ("main", "socratic")}
+        several = hub.repo("org/several", {"README.md": card.encode(), **files}).refs["main"]
+        with pytest.raises(
+            UserError, match=r"several subsets: main, socratic; name the f"
+        ) as error:
+            load(f"hf://datasets/org/several@{several}")
+        assert "data." not in str(error.value)
         with pytest.raises(UserError, match=r"^clean.benchmarks=org/none is no file or folder"):
             pin_benchmarks(CleanConfig(benchmarks=["org/none"]), said.append)
 

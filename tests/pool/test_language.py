@@ -75,5 +75,8 @@ def test_a_language_that_is_not_known_is_refused_and_so_is_a_package_that_is_mis
         check_languages(["en", "english"])
     monkeypatch.setattr(language, "PACKAGE", "no_such_package")
     check_languages([])
+    language._identifier.cache_clear()  # as in a worker whose machine lacks it
     with pytest.raises(UserError, match=r"pip install 'instructdiff-ray\[clean\]'$"):
         check_languages(["en"])
+    with pytest.raises(UserError, match=r"on all machines: pip install"):
+        foreign(sample(TEXTS["en"], TEXTS["fr"]), ["en"])

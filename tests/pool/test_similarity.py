@@ -201,3 +201,6 @@ def test_a_missing_library_is_told_where_it_is_wanted(monkeypatch: pytest.Monkey
     check_similarity(None)
     with pytest.raises(UserError, match=r"pip install 'instructdiff-ray\[clean\]'$"):
         check_similarity(0.8)
+    # So does a worker whose machine lacks it.
+    with pytest.raises(UserError, match=r"on all machines: pip install"):
+        buckets(shingles(["a b c d"]), 0.8)
