@@ -8,7 +8,7 @@ import socket
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -47,16 +47,15 @@ def watched(context: RunContext, command: str) -> Iterator[None]:
     watch.update()
     thread = threading.Thread(target=keep_telling, daemon=True)
     thread.start()
-    state, line = FINISHED, None
-    try:
-        yield
-    except BaseException as error:  # and is raised again
-        state, line = FAILED, failure_line(error)
-        raise
-    finally:
+
+    def end(_kind: object, error: BaseException | None, _trace: object) -> None:
         done.set()
         thread.join()
-        watch.update(state, line)
+        watch.update(*((FAILED, failure_line(error)) if error else (FINISHED, None)))
+
+    with ExitStack() as stack:
+        stack.push(end)
+        yield
 
 
 def failure_line(error: BaseException) -> str:
