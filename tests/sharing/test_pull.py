@@ -169,6 +169,15 @@ def published(context: RunContext, folder: Path) -> tuple[Publication, Files]:
     return publication, files | {"scores.json": publication.to_json()}
 
 
+def publish_run(hub: Hub, folder: Path, model_folder: str) -> Publication:
+    """A finished run, its scores published on the Hub."""
+    context = make_context(folder, model_folder, "first")
+    finish_run(context)
+    publication, files = published(context, folder / "files")
+    hub.repo(NAME, files)
+    return publication
+
+
 def take(context: RunContext, pool: Pool, only: tuple[str, ...] = ()) -> list[Checked]:
     place, publication = find_publication(NAME)
     matches = match_scores(context, publication, NAME, only)
@@ -222,10 +231,7 @@ def test_scores_come_to_another_storage_as_they_were(
 def test_the_model_is_known_and_never_trained_in_its_stead(
     hub: Hub, tmp_path: Path, model_folder: str
 ) -> None:
-    first = make_context(tmp_path, model_folder, "first")
-    finish_run(first)
-    _, files = published(first, tmp_path / "files")
-    hub.repo(NAME, files)
+    publish_run(hub, tmp_path, model_folder)
     second = make_context(tmp_path, model_folder, "second")
     pool = write_pool(second.storage, IDS, 1)
     checked = take(second, pool)
@@ -291,10 +297,7 @@ def test_of_two_trainings_of_one_model_the_storage_keeps_the_first(
 def test_a_pull_that_was_cut_off_is_repeated_and_counts_once(
     hub: Hub, tmp_path: Path, model_folder: str
 ) -> None:
-    first = make_context(tmp_path, model_folder, "first")
-    finish_run(first)
-    publication, files = published(first, tmp_path / "files")
-    hub.repo(NAME, files)
+    publication = publish_run(hub, tmp_path, model_folder)
     second = make_context(tmp_path, model_folder, "second")
     pool = write_pool(second.storage, IDS[:40], 1)
     for checked in take(second, pool):
@@ -312,10 +315,7 @@ def test_a_pull_that_was_cut_off_is_repeated_and_counts_once(
 def test_what_is_not_in_the_pool_is_left_and_what_is_here_stays(
     hub: Hub, tmp_path: Path, model_folder: str
 ) -> None:
-    first = make_context(tmp_path, model_folder, "first")
-    finish_run(first)
-    publication, files = published(first, tmp_path / "files")
-    hub.repo(NAME, files)
+    publication = publish_run(hub, tmp_path, model_folder)
     second = make_context(tmp_path, model_folder, "second")
     pool = write_pool(second.storage, IDS[:40], 1)
     key = publication.scores[0].key
@@ -334,10 +334,7 @@ def test_what_is_not_in_the_pool_is_left_and_what_is_here_stays(
 def test_scores_that_are_not_those_that_were_computed_here_are_refused(
     hub: Hub, tmp_path: Path, model_folder: str
 ) -> None:
-    first = make_context(tmp_path, model_folder, "first")
-    finish_run(first)
-    publication, files = published(first, tmp_path / "files")
-    hub.repo(NAME, files)
+    publication = publish_run(hub, tmp_path, model_folder)
     second = make_context(tmp_path, model_folder, "second")
     pool = write_pool(second.storage, IDS, 1)
     calibrated_scores = publication.scores[1]
